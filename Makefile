@@ -1,0 +1,42 @@
+# Everything happens in .venv, which is made when it is missing and renewed when a requirement changes.
+# `make PYTHON=python3.12 test` takes another Python, `make ARGS="-k cache" test` passes arguments on to pytest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+REQUIREMENTS := $(wildcard .dev/*.txt) core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   a story by speculative decoding, and how much faster it came"
+	@echo "make test   the tests that run on any machine"
+	@echo "make lint   ruff and mypy"
+	@echo "make clean  remove .venv and caches"
+
+demo: $(INSTALLED)
+	@$(BIN)/fastllm generate "Once upon a time" --max-new-tokens 120 --stream
+	@$(BIN)/fastllm demo
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find core plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is touched last, so that an interrupted installation is repeated.
+$(INSTALLED): $(REQUIREMENTS)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; name a Python: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fastllm needs Python 3.11 or later and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "installing into $(VENV) (a minute or two the first time)"
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r .dev/requirements.txt
+	@touch $@

@@ -1,0 +1,128 @@
+"""fastllm: lossless speculative decoding for any Hugging Face causal language model.
+
+Everything here is public. Names are resolved when first used, so that importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: F401  (the table below makes __all__; ruff cannot see through it)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch import Batch, Row
+    from .cache import SlotCache
+    from .config import Config, load_config
+    from .context import Context
+    from .device import Device
+    from .engine import Engine, Event, read
+    from .errors import (
+        ConfigError,
+        ContextLengthError,
+        DeviceError,
+        FastllmError,
+        ModelError,
+        PluginConflict,
+        PluginContractError,
+        PluginError,
+        PluginLoadError,
+        PluginNotFound,
+        RequestError,
+        UnsupportedModel,
+        UserError,
+    )
+    from .hookspecs import API_VERSION, hookimpl
+    from .layout import chain, tree
+    from .models import LoadedModel, RegisteredModel, verify_same_vocabulary
+    from .network import Inputs, Network, Outputs
+    from .options import Options
+    from .pipeline import Generation, Piece, Pipeline, load
+    from .protocols import (
+        Acceptor,
+        Draft,
+        Drafter,
+        ExtraRows,
+        Guarantee,
+        KVCache,
+        Observer,
+        Proposal,
+        Resume,
+        Scores,
+        Verdict,
+        Verifier,
+    )
+    from .randomness import Purpose
+    from .report import RunReport
+    from .request import Request, SamplingParams
+    from .sampling import Sampling, draw, warp
+
+    __version__: str
+
+_PUBLIC = {
+    "batch": ("Batch", "Row"),
+    "cache": ("SlotCache",),
+    "config": ("Config", "load_config"),
+    "context": ("Context",),
+    "device": ("Device",),
+    "engine": ("Engine", "Event", "read"),
+    "errors": (
+        "ConfigError",
+        "ContextLengthError",
+        "DeviceError",
+        "FastllmError",
+        "ModelError",
+        "PluginConflict",
+        "PluginContractError",
+        "PluginError",
+        "PluginLoadError",
+        "PluginNotFound",
+        "RequestError",
+        "UnsupportedModel",
+        "UserError",
+    ),
+    "hookspecs": ("API_VERSION", "hookimpl"),
+    "layout": ("chain", "tree"),
+    "models": ("LoadedModel", "RegisteredModel", "verify_same_vocabulary"),
+    "network": ("Inputs", "Network", "Outputs"),
+    "options": ("Options",),
+    "pipeline": ("Generation", "Piece", "Pipeline", "load"),
+    "protocols": (
+        "Acceptor",
+        "Draft",
+        "Drafter",
+        "ExtraRows",
+        "Guarantee",
+        "KVCache",
+        "Observer",
+        "Proposal",
+        "Resume",
+        "Scores",
+        "Verdict",
+        "Verifier",
+    ),
+    "randomness": ("Purpose",),
+    "report": ("RunReport",),
+    "request": ("Request", "SamplingParams"),
+    "sampling": ("Sampling", "draw", "warp"),
+}
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fastllm-core")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'fastllm_core' has no attribute '{name}'")
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """What may be used, for completion."""
+    return [*__all__, "__version__"]

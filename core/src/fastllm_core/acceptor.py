@@ -1,0 +1,75 @@
+"""The acceptance role that keeps the target's text: greedily the same tokens, under sampling the same distribution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+from .acceptance import depths, match, reject_block, reject_chain, reject_tree
+from .errors import ConfigError
+from .protocols import Draft, Guarantee, Proposal, Scores, Verdict
+from .randomness import Purpose
+from .sampling import draw, warp
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .batch import Batch
+
+Rule = Literal["auto", "match", "rejection", "block"]
+
+_DRAWN_FROM_Q: Final = (Proposal.SAMPLED, Proposal.INDEPENDENT, Proposal.WITHOUT_REPLACEMENT)
+
+
+class ExactAcceptor:
+    """Accepts by a rule that fits how the drafter makes its tokens; see `acceptance` for the rules."""
+
+    guarantee = Guarantee.EXACT
+
+    def __init__(self, proposal: Proposal, rule: Rule = "auto") -> None:
+        """Choose the rule. "auto" is *match* for one-hot drafts and *rejection* for drawn ones.
+
+        Raises ConfigError if the rule does not exist or would change the text with this kind of proposal.
+        """
+        _check(proposal, rule)
+        self._proposal = proposal
+        self._rule = "rejection" if rule == "auto" and proposal in _DRAWN_FROM_Q else rule
+
+    def decide(self, batch: Batch, draft: Draft, scores: Scores) -> Verdict:
+        """Decide every row with its own settings and uniforms; rows that are greedy and rows that are not may mix.
+
+        draft.probs: what the children of each row were drawn from, None where nothing was drawn.
+        scores.logits: float[B, W, V].
+        """
+        if batch.sampling.greedy:
+            return match(draft.tokens, draft.lengths, draft.parents, scores.logits.argmax(-1))
+        p = warp(scores.logits, batch.sampling)
+        if draft.probs is None or self._rule not in ("rejection", "block"):
+            return match(draft.tokens, draft.lengths, draft.parents, draw(p, _position_uniforms(batch, draft)))
+        return self._reject(batch, draft, draft.probs, p)
+
+    def _reject(self, batch: Batch, draft: Draft, q: Tensor, p: Tensor) -> Verdict:
+        accept_u = batch.uniforms(Purpose.ACCEPT, draft.width)
+        extra_u = batch.uniforms(Purpose.EXTRA, 1)[:, 0]
+        if draft.parents is not None:
+            tree = (draft.tokens, draft.lengths, draft.parents)
+            once_each = self._proposal is Proposal.WITHOUT_REPLACEMENT
+            return reject_tree(*tree, q, p, accept_u, extra_u, without_replacement=once_each)
+        rule = reject_block if self._rule == "block" else reject_chain
+        return rule(draft.tokens, draft.lengths, q, p, accept_u, extra_u)
+
+
+def _check(proposal: Proposal, rule: Rule) -> None:
+    if rule not in get_args(Rule):
+        raise ConfigError(f"acceptance: no rule is called {rule!r}; choose one of {', '.join(get_args(Rule))}")
+    if rule in ("rejection", "block") and proposal not in _DRAWN_FROM_Q:
+        raise ConfigError(f"acceptance: {rule!r} needs drafts drawn from a known distribution, and this drafter's are "
+                          f"{proposal.value}; choose 'match' or 'auto'")  # fmt: skip
+    if rule == "block" and proposal is not Proposal.SAMPLED:
+        raise ConfigError(f"acceptance: 'block' judges chains, and this drafter makes trees ({proposal.value}); "
+                          "choose 'rejection', 'match' or 'auto'")  # fmt: skip
+
+
+def _position_uniforms(batch: Batch, draft: Draft) -> Tensor:
+    """float64[B, W]: the uniform of each row's position, which siblings share."""
+    by_depth = batch.position_uniforms(draft.width + 1)
+    return by_depth if draft.parents is None else by_depth.gather(1, depths(draft.parents))

@@ -1,0 +1,90 @@
+"""The live rows of a round, as every role sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from .randomness import Purpose, uniforms
+from .sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One request inside the engine. Roles read it; only the engine changes it."""
+
+    id: int
+    request: Request
+    tokens: list[int]
+    """Committed tokens: the prompt, then what was generated."""
+    seed: int
+    slot: int = -1
+    """Its row in every cache; changes when another row leaves."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt)
+
+    @property
+    def length(self) -> int:
+        """n, committed tokens so far."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one round: `rows[b].slot == b`. Shapes as in `protocols`."""
+
+    rows: tuple[Row, ...]
+    draft_lengths: tuple[int, ...]
+    """The most tokens (for a tree: levels) that each row may draft in this round; 0 for a row that decodes plainly."""
+    device: torch.device
+    sampling: Sampling
+    lengths: tuple[int, ...] = field(init=False)
+    """n of each row when the round began."""
+
+    def __post_init__(self) -> None:
+        """Freeze the lengths, since rows grow when the round is committed."""
+        object.__setattr__(self, "lengths", tuple(row.length for row in self.rows))
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.rows)
+
+    @cached_property
+    def roots(self) -> Tensor:
+        """int64[B]: the last committed token of each row."""
+        return torch.tensor([row.tokens[-1] for row in self.rows], device=self.device)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """int64[B]: the root's position, which is also its slot, n - 1."""
+        return torch.tensor([length - 1 for length in self.lengths], device=self.device)
+
+    def uniforms(self, purpose: Purpose, count: int) -> Tensor:
+        """Uniforms of this round alone, keyed by (seed, purpose, n, index): float64[B, count] in [0, 1).
+
+        For drafting, accepting and residuals. A key by position alone would meet discarded draws again in the next
+        round, which is biased wherever they decided how much was accepted.
+        """
+        return self._keyed(purpose, [[(n, i) for i in range(count)] for n in self.lengths])
+
+    def position_uniforms(self, count: int) -> Tensor:
+        """Uniforms of the sequence, keyed by (seed, position): float64[B, count] for positions n .. n + count - 1.
+
+        For the match rule: the text is then a function of the seed, whatever was drafted.
+        """
+        return self._keyed(Purpose.TARGET, [[(n + i, 0) for i in range(count)] for n in self.lengths])
+
+    def _keyed(self, purpose: Purpose, counters: list[list[tuple[int, int]]]) -> Tensor:
+        values = uniforms([row.seed for row in self.rows], purpose, counters)
+        return torch.from_numpy(values).to(self.device)

@@ -1,0 +1,97 @@
+"""The slot cache: preallocated keys and values, each batch row with its own length.
+
+Rolling back is not advancing the length: a rejected row is never seen again, because every forward brings an explicit
+mask, and is overwritten by the next round. A tree's accepted path is gathered into place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .network import CacheLayers, Network
+
+
+class SlotCache:
+    """Keys and values of every layer, float[rows, heads, capacity, width], grown in blocks. Implements `KVCache`."""
+
+    def __init__(self, network: Network, block: int = 64) -> None:
+        """network: whose keys and values these are.  block: slots by which capacity and extent grow."""
+        self.network = network
+        self.block = block
+        self.lengths: list[int] = []
+        self.capacity = 0
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def reserve(self, rows: int, slots: int) -> None:
+        """Make room for `rows` rows of `slots` slots. Rows double, so that joining one by one copies seldom."""
+        if rows <= len(self.lengths) and slots <= self.capacity:
+            return
+        rows = max(rows, 2 * len(self.lengths) if rows > len(self.lengths) else len(self.lengths))
+        self.capacity = max(self.capacity, self.extent(slots))
+        self._keys = [self._grown(i, 1, rows) for i in range(self.network.layers)]
+        self._values = [self._grown(i, 2, rows) for i in range(self.network.layers)]
+        self.lengths += [0] * (rows - len(self.lengths))
+
+    @torch.inference_mode()
+    def _grown(self, layer: int, width: int, rows: int) -> Tensor:
+        shape = self.network.kv_shapes[layer]
+        if shape is None:
+            return torch.empty(0, device=self.network.device)
+        new = torch.zeros(rows, shape[0], self.capacity, shape[width], dtype=self.network.dtype, device=self.network.device)
+        stores = self._keys if width == 1 else self._values
+        if stores:
+            new[: stores[layer].shape[0], :, : stores[layer].shape[2]] = stores[layer]
+        return new
+
+    def extent(self, slots: int) -> int:
+        """`slots`, rounded up to a block."""
+        return -(-slots // self.block) * self.block
+
+    def layers(self, rows: slice, extent: int) -> CacheLayers:
+        """The first `extent` slots of some rows, without a copy."""
+        return [
+            (keys[rows, :, :extent], values[rows, :, :extent]) if keys.numel() else (keys, values)
+            for keys, values in zip(self._keys, self._values, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def commit(self, starts: Sequence[int], kept: Sequence[int], path: Tensor | None) -> None:
+        """Keep the root and the first `kept[b]` nodes of each row's path; see `KVCache.commit`."""
+        if path is not None and max(kept, default=0):
+            self._gather(starts, path)
+        for slot, (start, count) in enumerate(zip(starts, kept, strict=True)):
+            self.lengths[slot] = start + 1 + count
+
+    def _gather(self, starts: Sequence[int], path: Tensor) -> None:
+        """Copy each row's path behind its root. Reading all before writing any: sources and destinations overlap."""
+        batch, depth = path.shape
+        first = torch.tensor(starts, device=path.device)[:, None] + 1
+        destination = first + torch.arange(depth, device=path.device)
+        source = torch.where(path >= 0, first + path, destination)
+        for store in (*self._keys, *self._values):
+            if store.numel():
+                rows = store[:batch]
+                shape = (batch, store.shape[1], depth, store.shape[3])
+                kept = rows.gather(2, source[:, None, :, None].expand(shape))
+                rows.scatter_(2, destination[:, None, :, None].expand(shape), kept)
+
+    def move(self, source: int, target: int) -> None:
+        """Row `source` becomes row `target`."""
+        if max(source, target) < len(self.lengths):
+            used = self.extent(self.lengths[source])
+            for store in (*self._keys, *self._values):
+                if store.numel():
+                    store[target, :, :used] = store[source, :, :used]
+            self.lengths[target] = self.lengths[source]
+            self.lengths[source] = 0
+
+    def release(self, slot: int) -> None:
+        """Forget a row."""
+        if slot < len(self.lengths):
+            self.lengths[slot] = 0

@@ -1,0 +1,144 @@
+"""`fastllm generate`: text from prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import RequestError
+from .settings import ConfigFile, Debug, DeviceName, Dtype, Method, Model, Settings, configure, examples
+
+if TYPE_CHECKING:
+    from ..pipeline import Generation, Pipeline
+
+
+@examples(
+    'fastllm generate "Once upon a time"',
+    'fastllm generate "Once upon a time" --temperature 0.8 --seed 7 --stats',
+    'fastllm generate --model Qwen/Qwen3-0.6B --chat "Why is the sky blue?"',
+    "fastllm generate --file story.txt --max-new-tokens 200 --json",
+    'echo "The little dog" | fastllm generate - --set draft.length=3',
+)
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Prompts; - reads stdin.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("--file", metavar="FILE", help="Read a prompt from a file. Repeatable.")
+    ] = None,
+    model: Model = None,
+    method: Method = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    device: DeviceName = None,
+    dtype: Dtype = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="The most tokens to generate for a prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the fewest tokens whose probability reaches p.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the most likely one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the text before this string. Repeatable.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after an end-of-text token.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts are messages to a chat model.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message; implies --chat.")] = None,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Print text as it comes. Default: on a terminal.")
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr where the time went.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, or a list for several prompts.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model. Read it first.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Continue prompts, faster where the method allows it and with the same text.
+
+    What is not given here comes from the configuration, then from the model's generation_config.
+    """
+    texts = _texts(prompts or [], file or [])
+    if stream and as_json:
+        raise typer.BadParameter("--stream prints text and --json an object: choose one")
+    chosen = configure(config, settings, model=model, method=method, device=device, dtype=dtype)
+    asked: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+        "ignore_eos": ignore_eos,
+    }
+    inputs = [_messages(text, system) if chat or system is not None else text for text in texts]
+    from ..pipeline import load  # torch enters here
+
+    with load(config=chosen, trust_remote_code=trust_remote_code) as pipeline:
+        _warn(pipeline)
+        if stream or (stream is None and not as_json and len(inputs) == 1 and sys.stdout.isatty()):
+            results = [_streamed(pipeline, each, asked) for each in inputs]
+        else:
+            results = pipeline.generate(inputs, **asked)
+            _print(results, as_json)
+    if stats:
+        for result in results:
+            typer.echo(f"{pipeline.method}: {result.report.summary()}", err=True)
+
+
+def _texts(prompts: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """Every prompt, from arguments, stdin and files. A newline at the end of a file or of stdin is not part of it."""
+    texts = [sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
+    for path in files:
+        try:
+            texts.append(path.read_text(encoding="utf-8").removesuffix("\n"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"--file {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not texts:
+        raise RequestError('no prompt: give one, as in fastllm generate "Once upon a time", or - for stdin, or --file')
+    return texts
+
+
+def _messages(text: str, system: str | None) -> list[dict[str, str]]:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": text}]
+
+
+def _warn(pipeline: Pipeline) -> None:
+    ignored = pipeline.target.generation.unapplied
+    if ignored:
+        listed = ", ".join(ignored)
+        typer.echo(f"warning: the model's generation_config sets {listed}, which is not applied yet", err=True)
+
+
+def _streamed(pipeline: Pipeline, prompt: Any, asked: dict[str, Any]) -> Generation:
+    result = None
+    for piece in pipeline.stream(prompt, **asked):
+        typer.echo(piece.text, nl=False)
+        sys.stdout.flush()
+        result = piece.result or result
+    typer.echo()
+    assert result is not None
+    return result
+
+
+def _print(results: Sequence[Generation], as_json: bool) -> None:
+    if as_json:
+        objects = [_as_object(result) for result in results]
+        typer.echo(json.dumps(objects[0] if len(objects) == 1 else objects, ensure_ascii=False, indent=2))
+        return
+    typer.echo("\n\n".join(result.text for result in results))
+
+
+def _as_object(result: Generation) -> dict[str, Any]:
+    return {
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "finish_reason": result.finish_reason,
+        "report": result.report.to_dict(),
+    }
+
+
+command = generate

@@ -1,0 +1,146 @@
+"""The configuration: what may be set, what it means and what it is when nobody sets it.
+
+Later sources win: defaults, the file, the environment, then overrides (command line or keyword arguments). All use the
+same dotted keys. Names only, never import paths: what a name means is decided by what is installed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from .sources import Layer, environment, file, flatten, merge, validate
+
+CONFIG_FILE = "fastllm.toml"
+"""Read from the current directory if neither an argument nor FASTLLM_CONFIG names another."""
+
+
+class Section(BaseModel):
+    """A table of the configuration: frozen, strict about types, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Roles(Section):
+    """Which plugin fills a role, where two offer it; "core" is the core's own."""
+
+    drafter: str | None = Field(default=None, description="Plugin whose drafter is taken.")
+    verifier: str | None = Field(default=None, description="Plugin whose verifier is taken.")
+    kv_cache: str | None = Field(default=None, description="Plugin whose key/value cache is taken.")
+    acceptor: str | None = Field(default=None, description="Plugin whose acceptor is taken.")
+
+
+class Draft(Section):
+    """How much is drafted in a round."""
+
+    controller: str = Field(
+        default="auto",
+        description='Who chooses the draft length: "auto" from measured costs, nothing where drafting does not pay; '
+        '"heuristic" longer after full acceptance, shorter otherwise; "fixed" always `length`.',
+    )
+    length: PositiveInt = Field(
+        default=5, description="The most tokens (for a tree: levels) that are drafted in a round."
+    )
+
+
+class SamplingDefaults(Section):
+    """What a request gets unless it says otherwise; unset: the model's generation_config, as in transformers."""
+
+    temperature: NonNegativeFloat | None = Field(default=None, description="0 is greedy.")
+    top_k: NonNegativeInt | None = Field(default=None, description="Keep the k most likely tokens; 0 keeps all.")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Keep the fewest most likely tokens whose probability reaches p."
+    )
+    min_p: float | None = Field(
+        default=None, ge=0, le=1, description="Drop tokens less likely than this share of the most likely one."
+    )
+    seed: int | None = Field(
+        default=None, description="The same seed gives the same text; unset: another text each time."
+    )
+    max_new_tokens: PositiveInt | None = Field(default=None, description="The most tokens to generate for a prompt.")
+
+
+class Engine(Section):
+    """Sizes of the engine."""
+
+    max_rows: PositiveInt = Field(default=16, description="The most requests that are decoded side by side.")
+    prefill_chunk: PositiveInt = Field(default=256, description="Prompt tokens that are read in one forward.")
+    cache_block: PositiveInt = Field(default=64, description="Slots by which the key/value cache grows.")
+
+
+class Config(Section):
+    """Everything that can be configured."""
+
+    model: str = Field(
+        default="demo", description="A registered name, a local folder, or a name on the Hugging Face hub."
+    )
+    method: str = Field(
+        default="auto",
+        description='How to speculate: the name of an installed method, "plain" for none, or "auto" for what a '
+        "registered model recommends.",
+    )
+    use: list[str] = Field(default=[], description="Further plugins, by name; a later one wraps the earlier ones.")
+    requires: list[str] = Field(
+        default=[], description='Distributions that must be installed, such as "fastllm-plugin-kangaroo>=0.1,<0.2".'
+    )
+    device: str = Field(
+        default="auto", description='"auto", "cpu", "cuda" or "rocm", with an index if need be: "cuda:1".'
+    )
+    dtype: str = Field(
+        default="auto",
+        description='"auto" is the fastest that the device supports; or "float32", "bfloat16", "float16".',
+    )
+    threads: PositiveInt | None = Field(default=None, description="Processor threads; unset: as many as torch chooses.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
+    lossy: bool = Field(default=False, description="Allow methods that change the text or its distribution.")
+    acceptance: Literal["auto", "match", "rejection", "block"] = Field(
+        default="auto", description='How drafts are accepted; "auto" is the rule that fits how the drafter makes them.'
+    )
+    roles: Roles = Field(default_factory=Roles, description="Which plugin fills a role, where two offer it.")
+    draft: Draft = Field(default_factory=Draft, description="How much is drafted in a round.")
+    sampling: SamplingDefaults = Field(
+        default_factory=SamplingDefaults,
+        description="Defaults of every request; unset: what the model's generation_config says.",
+    )
+    engine: Engine = Field(default_factory=Engine, description="Sizes of the engine.")
+    options: dict[str, dict[str, Any]] = Field(
+        default={}, description="Options of each plugin by its name; `fastllm plugins show NAME` lists them."
+    )
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """The configuration from a TOML file, the environment and overrides, each winning over the one before.
+
+    path: the file; else the one that FASTLLM_CONFIG names, else `fastllm.toml` in the current directory if it exists.
+    overrides: by dotted key, `{"draft.length": 3}`; strings are read as TOML values where the key is not a text.
+    environ: `FASTLLM_MODEL=demo`, `FASTLLM_DRAFT__LENGTH=3`, `FASTLLM_OPTIONS__SPECULATIVE__DRAFT_MODEL=x`.
+    Raises ConfigError with every problem, one to a line.
+    """
+    layers = []
+    chosen = path or environ.get("FASTLLM_CONFIG") or (CONFIG_FILE if Path(CONFIG_FILE).is_file() else None)
+    if chosen is not None:
+        layers.append(file(Path(chosen)))
+    layers += environment(environ, Config)
+    layers.append(Layer("override", dict(flatten(overrides or {})), texts=True))
+    return validate(Config, *merge(layers, Config))
+
+
+def config_from(values: Mapping[str, object], source: str = "config") -> Config:
+    """The configuration from a mapping alone, nested or with dotted keys, without file and environment.
+
+    Raises ConfigError with every problem, one to a line.
+    """
+    return validate(Config, *merge([Layer(source, dict(flatten(values)))], Config))
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON schema of the configuration file."""
+    return Config.model_json_schema()

@@ -1,0 +1,38 @@
+"""What a plugin's factory hooks are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .device import Device
+    from .models import LoadedModel
+    from .network import Network
+    from .protocols import KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The pipeline under construction: frozen, so that a new field never breaks a plugin's signature."""
+
+    config: Config
+    device: Device
+    target: LoadedModel
+    """The target: `.model` (never mutate it), `.tokenizer`, `.name`, `.context_length`."""
+    network: Network
+    """The target's forward port."""
+    draft_length: int
+    """The most tokens (for a tree: levels) that a round may draft."""
+    cache: KVCache | None
+    """The target's cache, which a drafter that runs layers of the target writes into. None only while
+    `fastllm_make_kv_cache` is asked for it."""
+    load_model: Callable[..., LoadedModel]
+    """`load_model(name_or_folder, device="auto", dtype="auto", revision=None)`: another model, loaded by the core's rules."""
+    make_network: Callable[[LoadedModel], Network]
+    """The forward port of another model."""
+    make_cache: Callable[[Network], KVCache]
+    """A cache for a network. The engine moves and releases its rows together with the target's and, after each round,
+    cuts each row back to what agrees with the committed tokens, so that a chain drafter need not roll back."""

@@ -1,0 +1,203 @@
+"""How many tokens to draft: fixed, heuristic, or what the measured cost model says.
+
+A controller may look at past rounds, never at the tokens that this round will draw, so that no choice of its own biases
+the output. Its state for a row starts afresh with each request.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from .errors import ConfigError
+from .verifier import round_widths
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round cost and gave."""
+
+    rows: tuple[int, ...]
+    """Ids of the rows that took part."""
+    drafted: tuple[int, ...]
+    accepted: tuple[int, ...]
+    nodes: int
+    """N, the drafted nodes of the round, padding included."""
+    draft_seconds: float
+    verify_seconds: float
+    rest_seconds: float
+
+
+class Controller(Protocol):
+    """Chooses the draft length of each row."""
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        """The most tokens that each row (by id) should draft in the coming round."""
+        ...
+
+    def observe(self, round_: Round) -> None:
+        """A round is over."""
+
+    def release(self, row: int) -> None:
+        """A row has left."""
+
+
+class Fixed:
+    """The same length in every round."""
+
+    def __init__(self, longest: int) -> None:
+        """longest: tokens to draft."""
+        self.longest = longest
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        """The one length."""
+        return [self.longest] * len(rows)
+
+    def observe(self, round_: Round) -> None:
+        """Nothing changes."""
+
+    def release(self, row: int) -> None:
+        """Nothing is kept."""
+
+
+class Heuristic:
+    """Two more after a draft that was accepted whole, one less after any other; at least one (transformers' rule)."""
+
+    def __init__(self, longest: int) -> None:
+        """longest: where a row starts and what it never exceeds."""
+        self.longest = longest
+        self._lengths: dict[int, int] = {}
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        """Each row's own length."""
+        return [self._lengths.get(row, self.longest) for row in rows]
+
+    def observe(self, round_: Round) -> None:
+        """Move each row's length."""
+        for row, drafted, accepted in zip(round_.rows, round_.drafted, round_.accepted, strict=True):
+            if drafted:
+                step = 2 if accepted == drafted else -1
+                self._lengths[row] = min(max(self._lengths.get(row, self.longest) + step, 1), self.longest)
+
+    def release(self, row: int) -> None:
+        """Forget the row."""
+        self._lengths.pop(row, None)
+
+
+class CostModel:
+    """The length that maximises expected tokens per second, from measured times and measured acceptance.
+
+    With acceptance rate a (independent draws, arXiv:2211.17192 section 3) a draft of g tokens commits
+    (1 - a^(g+1)) / (1 - a) tokens on average and costs verify(g + 1) + g * draft + rest seconds. Where plain decoding wins,
+    nothing is drafted, but for a short probe now and then, at ever longer intervals.
+    """
+
+    MEMORY: Final = 0.95
+    """How much of the acceptance counts survives a round."""
+    PRIOR: Final = (1.5, 2.0)
+    """Accepted and tested tokens that a new row starts with: optimistic, so that it tries."""
+    FIRST_PROBE, LAST_PROBE = 16, 256
+    """Rounds between probes: doubled after each that did not pay."""
+    REMEASURE: Final = 128
+    """Rounds after which plain decoding is timed again, while drafting pays."""
+    MARGIN: Final = 1.02
+    """How much better drafting must look before it is chosen over plain decoding: times are noisy."""
+
+    def __init__(self, longest: int) -> None:
+        """longest: the most tokens to draft."""
+        self.longest = longest
+        self._choices = [width - 1 for width in round_widths(longest)]
+        self._acceptance: dict[int, tuple[float, float]] = {}
+        # The best of the latest times, not their mean: other work on the machine only ever adds.
+        recent: Callable[[], deque[float]] = lambda: deque(maxlen=9)  # noqa: E731
+        self._verify: dict[tuple[int, int], deque[float]] = defaultdict(recent)
+        self._draft: dict[int, deque[float]] = defaultdict(recent)
+        self._rest: dict[int, deque[float]] = defaultdict(recent)
+        self._since_plain = 0
+        self._since_probe = 0
+        self._probe_after = self.FIRST_PROBE
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        """One length for the batch, whose rows share the cost of a round."""
+        return [self._length(rows)] * len(rows)
+
+    def _length(self, rows: Sequence[int]) -> int:
+        batch = len(rows)
+        if not self._draft[batch]:
+            return self.longest
+        if (batch, 0) not in self._verify or self._since_plain >= self.REMEASURE:
+            return 0
+        best = max(self._choices[1:], key=lambda nodes: self.rate(rows, nodes))
+        if self.rate(rows, best) > self.rate(rows, 0) * self.MARGIN:
+            self._probe_after = self.FIRST_PROBE
+            return best
+        if self._since_probe >= self._probe_after:
+            self._probe_after = min(2 * self._probe_after, self.LAST_PROBE)
+            return min(2, self.longest)
+        return 0
+
+    def rate(self, rows: Sequence[int], nodes: int) -> float:
+        """Expected tokens per second of the batch with drafts of `nodes` tokens."""
+        batch = len(rows)
+        tokens = sum(expected_tokens(self.acceptance(row), nodes) for row in rows)
+        draft = min(self._draft[batch]) * nodes if nodes else 0.0
+        return tokens / (self._verify_seconds(batch, nodes) + draft + min(self._rest[batch]))
+
+    def acceptance(self, row: int) -> float:
+        """The row's rate of acceptance, 0..1."""
+        accepted, tested = self._acceptance.get(row, self.PRIOR)
+        return accepted / tested
+
+    def _verify_seconds(self, batch: int, nodes: int) -> float:
+        """Measured, or interpolated between the measured widths around it."""
+        known = {n: min(times) for (b, n), times in self._verify.items() if b == batch and times}
+        if nodes in known:
+            return known[nodes]
+        below = max((n for n in known if n < nodes), default=None)
+        above = min((n for n in known if n > nodes), default=None)
+        if below is None or above is None:
+            return known[above if below is None else below]  # type: ignore[index]
+        share = (nodes - below) / (above - below)
+        return known[below] + share * (known[above] - known[below])
+
+    def observe(self, round_: Round) -> None:
+        """Learn the round's times and what was accepted."""
+        batch = len(round_.rows)
+        self._verify[batch, round_.nodes].append(round_.verify_seconds)
+        self._rest[batch].append(round_.rest_seconds)
+        if round_.nodes:
+            self._draft[batch].append(round_.draft_seconds / round_.nodes)
+        self._since_plain = self._since_plain + 1 if round_.nodes else 0
+        self._since_probe = 0 if round_.nodes else self._since_probe + 1
+        for row, drafted, accepted in zip(round_.rows, round_.drafted, round_.accepted, strict=True):
+            if drafted:
+                kept, tested = self._acceptance.get(row, self.PRIOR)
+                new = (kept * self.MEMORY + accepted, tested * self.MEMORY + min(accepted + 1, drafted))
+                self._acceptance[row] = new
+
+    def release(self, row: int) -> None:
+        """Forget the row's acceptance; the times stay, they belong to the machine."""
+        self._acceptance.pop(row, None)
+
+
+def expected_tokens(acceptance: float, nodes: int) -> float:
+    """Mean tokens committed by a round that drafts a chain of `nodes` tokens (arXiv:2211.17192, equation 1)."""
+    if acceptance >= 1.0:
+        return nodes + 1.0
+    return (1.0 - acceptance ** (nodes + 1)) / (1.0 - acceptance)
+
+
+CONTROLLERS: Final[dict[str, Callable[[int], Controller]]] = {
+    "fixed": Fixed,
+    "heuristic": Heuristic,
+    "auto": CostModel,
+}
+
+
+def make_controller(name: str, longest: int) -> Controller:
+    """The controller called `name` for drafts of at most `longest` tokens."""
+    if name not in CONTROLLERS:
+        raise ConfigError(f"draft.controller: '{name}' does not exist; choose one of {', '.join(CONTROLLERS)}")
+    return CONTROLLERS[name](longest)

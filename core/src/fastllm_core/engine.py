@@ -1,0 +1,394 @@
+"""The decode loop: a stepper that rows join and leave between rounds.
+
+    while any row is live:
+        draft   = drafter.propose(batch)
+        scores  = verifier.score(batch, draft)
+        verdict = acceptor.decide(batch, draft, scores)
+        commit: caches, tokens, stop rules, drafter.observe, events
+
+Not thread-safe: one thread at a time may call it (`Pipeline` holds a lock around each call).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from . import layout
+from .batch import Batch, Row
+from .clock import Clock
+from .controllers import Controller, Round
+from .errors import ContextLengthError, RequestError
+from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verdict, Verifier
+from .randomness import fresh_seed
+from .report import RunReport
+from .request import Request
+from .sampling import Sampling
+from .transcript import Transcript
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .network import Network
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine is made of."""
+
+    network: Network
+    cache: KVCache
+    verifier: Verifier
+    acceptor: Acceptor
+    controller: Controller
+    clock: Clock
+    drafter: Drafter | None = None
+    drafter_caches: Sequence[KVCache] = ()
+    """Caches of the drafter's networks, whose rows follow the target's."""
+    observers: Sequence[Observer] = ()
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a step did to a row."""
+
+    row: int
+    """The row's id, as `Engine.add` returned it."""
+    tokens: tuple[int, ...]
+    """Tokens committed in this step."""
+    finish_reason: str | None = None
+    """None while the row goes on; "eos", "stop" (a stop string) or "length" when this was its last event."""
+    report: RunReport | None = None
+    """The row's figures, with its last event."""
+
+
+@dataclass(slots=True, eq=False)
+class LiveRow(Row):
+    """A row with what only the engine needs to know about it."""
+
+    report: RunReport = field(default_factory=RunReport)
+    transcript: Transcript | None = None
+    """Its text, if stop strings must be found in it."""
+    prefilled: int = 0
+    """Prompt tokens that the target has read; all but the last make the row ready, since that one is the first root."""
+    joined: float = 0.0
+    clock_at_join: tuple[dict[str, float], dict[str, float]] = ({}, {})
+
+    @property
+    def ready(self) -> bool:
+        """The prompt is read; the row takes part in rounds."""
+        return self.prefilled >= self.prompt_length - 1
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be generated."""
+        return self.request.max_new_tokens - (self.length - self.prompt_length)
+
+
+class Engine:
+    """Decodes many requests at once. Rows in slots `0..ready-1` take part in rounds, later ones are being prefilled."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        draft_length: int,
+        context_length: int | None,
+        max_rows: int = 16,
+        prefill_chunk: int = 256,
+    ) -> None:
+        """parts: the roles and their surroundings.  draft_length: the most tokens a round drafts.
+
+        context_length: tokens of prompt and output together that the model can take; None if unlimited.
+        max_rows: rows that are live at once, the others wait.  prefill_chunk: prompt tokens that one forward reads.
+        """
+        self.parts = parts
+        self.draft_length = draft_length
+        self.context_length = context_length
+        self.max_rows = max_rows
+        self.prefill_chunk = prefill_chunk
+        self.report = RunReport()
+        """Figures of everything that this engine has done."""
+        self._waiting: deque[LiveRow] = deque()
+        self._rows: list[LiveRow] = []
+        self._ids = 0
+        self._sampling: tuple[tuple[int, ...], Sampling] | None = None
+        # A round may write rows beyond the last token: its padding, and rejected nodes.
+        self._margin = draft_length + 2
+
+    @property
+    def idle(self) -> bool:
+        """No row is live or waiting."""
+        return not self._rows and not self._waiting
+
+    def add(self, request: Request) -> int:
+        """Queue a request; it joins at the next step that has room. Returns the row's id.
+
+        Raises ContextLengthError if prompt and new tokens do not fit, before any work is done.
+        """
+        self.check(request)
+        self._ids += 1
+        seed = fresh_seed() if request.seed is None else request.seed
+        row = LiveRow(self._ids, request, list(request.prompt), seed)
+        if request.stop:
+            assert self.parts.tokenizer is not None
+            row.transcript = Transcript(self.parts.tokenizer, request.prompt, request.stop)
+        self._waiting.append(row)
+        return row.id
+
+    def holds(self, row_id: int) -> bool:
+        """Whether a row is live or waiting."""
+        return any(row.id == row_id for row in (*self._rows, *self._waiting))
+
+    def cancel(self, row_id: int) -> None:
+        """Drop a row, wherever it is; an unknown or finished id is fine."""
+        self._waiting = deque(row for row in self._waiting if row.id != row_id)
+        for row in [row for row in self._rows if row.id == row_id]:
+            self._release(row)
+
+    def step(self) -> list[Event]:
+        """Let rows join, read a bounded piece of their prompts, and run one round over all that are ready.
+
+        If a plugin raises, or the person interrupts, the rows at work are freed, the engine stays usable, and the
+        exception goes on to the caller.
+        """
+        self.parts.clock.restart()
+        with torch.inference_mode():
+            self._admit()
+            self._prefill()
+            ready = self._ready()
+            return self._guarded(ready, lambda: self._round(ready)) if ready else []
+
+    # -- joining ---------------------------------------------------------------------------------------------------
+
+    def check(self, request: Request) -> None:
+        """Raise RequestError if the request can never be served."""
+        if request.stop and self.parts.tokenizer is None:
+            raise RequestError("stop: stop strings need a tokenizer, and the model was loaded without one")
+        prompt, limit = len(request.prompt), self.context_length
+        if limit is not None and prompt + request.max_new_tokens > limit:
+            room = limit - prompt
+            hint = f"at most {room} new tokens fit" if room > 0 else "shorten the prompt"
+            raise ContextLengthError(
+                f"the prompt's {prompt} tokens and max_new_tokens = {request.max_new_tokens} exceed the model's context "
+                f"of {limit}: {hint}"
+            )
+
+    def _admit(self) -> None:
+        """Give waiting rows the next free slots."""
+        while self._waiting and len(self._rows) < self.max_rows:
+            row = self._waiting.popleft()
+            row.slot = len(self._rows)
+            row.joined, row.clock_at_join = time.perf_counter(), self.parts.clock.snapshot()
+            row.report.prompt_tokens = row.prompt_length
+            self._rows.append(row)
+            slots = row.prompt_length + row.request.max_new_tokens + self._margin
+            self._guarded([row], lambda row=row, slots=slots: self._reserve(row, slots))  # type: ignore[misc]
+
+    def _reserve(self, row: LiveRow, slots: int) -> None:
+        for cache in self._caches():
+            cache.reserve(row.slot + 1, slots)
+            cache.release(row.slot)
+
+    def _prefill(self) -> None:
+        """Read prompts, first come first served; at most two chunks a step, so that running rows never wait long."""
+        budget = 2 * self.prefill_chunk
+        for row in [row for row in self._rows if not row.ready]:
+            while not row.ready and budget > 0:
+                budget -= self._guarded([row], lambda row=row: self._prefill_chunk(row))  # type: ignore[misc]
+
+    def _prefill_chunk(self, row: LiveRow) -> int:
+        """The target, then the drafter, read the next tokens of the prompt (all but its last token). Returns how many."""
+        drafter, parts = self.parts.drafter, self.parts
+        start = row.prefilled
+        stop = min(start + self.prefill_chunk, row.prompt_length - 1)
+        with parts.clock.phase("prefill"):
+            wanted = drafter.hidden_layers if drafter else ()
+            hidden = read(parts.network, parts.cache, row.slot, row.tokens[start:stop], start, hidden_layers=wanted)
+            if drafter:
+                drafter.prefill(row, start, stop, hidden)
+        row.prefilled = stop
+        return stop - start
+
+    # -- a round ---------------------------------------------------------------------------------------------------
+
+    def _round(self, rows: list[LiveRow]) -> list[Event]:
+        clock, parts = self.parts.clock, self.parts
+        before = clock.snapshot()[0]
+        batch = Batch(tuple(rows), self._draft_lengths(rows), parts.network.device, self._sampling_of(rows))
+        with clock.phase("draft"):
+            draft = self._propose(batch)
+        with clock.phase("verify"):
+            scores = parts.verifier.score(batch, draft)
+        with clock.phase("accept"):
+            verdict = parts.acceptor.decide(batch, draft, scores)
+            packed = torch.cat([verdict.accepted[:, None], draft.lengths[:, None], verdict.tokens], dim=1).tolist()
+        events = self._commit(batch, draft, scores, verdict, packed)
+        self._learn(batch, draft, packed, before)
+        for event in events:
+            if event.finish_reason:
+                self._finish(event)
+        return events
+
+    def _draft_lengths(self, rows: list[LiveRow]) -> tuple[int, ...]:
+        """What the controller wants, within each row's limits: the extra token needs room as well."""
+        if self.parts.drafter is None:
+            return (0,) * len(rows)
+        wanted = self.parts.controller.lengths([row.id for row in rows])
+        return tuple(
+            min(length, row.remaining - 1) if row.request.speculate else 0
+            for length, row in zip(wanted, rows, strict=True)
+        )
+
+    def _sampling_of(self, rows: list[LiveRow]) -> Sampling:
+        """The rows' sampling settings as tensors, made anew only when the rows change."""
+        ids = tuple(row.id for row in rows)
+        if self._sampling is None or self._sampling[0] != ids:
+            self._sampling = ids, Sampling.of([row.request.sampling for row in rows], self.parts.network.device)
+        return self._sampling[1]
+
+    def _propose(self, batch: Batch) -> Draft:
+        if self.parts.drafter is None or not any(batch.draft_lengths):
+            nothing = torch.zeros(len(batch), 0, dtype=torch.long, device=batch.device)
+            return Draft(nothing, torch.zeros(len(batch), dtype=torch.long, device=batch.device))
+        return self.parts.drafter.propose(batch)
+
+    def _commit(
+        self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict, packed: list[list[int]]
+    ) -> list[Event]:
+        """Append each row's tokens, cut where its text ends, and keep exactly their cache rows."""
+        events = []
+        for row, (accepted, drafted, *tokens) in zip(batch.rows, packed, strict=True):
+            assert isinstance(row, LiveRow)
+            kept, reason = ending(row, tokens[: accepted + 1])
+            row.tokens += tokens[:kept]
+            row.report.count(drafted, accepted, kept)
+            events.append(Event(row.id, tuple(tokens[:kept]), reason, row.report if reason else None))
+        starts = [length - 1 for length in batch.lengths]
+        nodes = [len(event.tokens) - 1 for event in events]
+        self.parts.cache.commit(starts, nodes, None if draft.parents is None else verdict.path)
+        for cache in self.parts.drafter_caches:
+            for row in batch.rows:
+                cache.lengths[row.slot] = min(cache.lengths[row.slot], row.length - 1)
+        for observer in (*([self.parts.drafter] if self.parts.drafter else []), *self.parts.observers):
+            observer.observe(batch, draft, scores, verdict)
+        return events
+
+    def _learn(self, batch: Batch, draft: Draft, packed: list[list[int]], before: dict[str, float]) -> None:
+        """Tell the controller what the round cost and gave."""
+        after = self.parts.clock.snapshot()[0]
+        spent = {phase: after[phase] - before[phase] for phase in after}
+        self.parts.controller.observe(
+            Round(
+                rows=tuple(row.id for row in batch.rows),
+                drafted=tuple(line[1] for line in packed),
+                accepted=tuple(line[0] for line in packed),
+                nodes=draft.width,
+                draft_seconds=spent["draft"],
+                verify_seconds=spent["verify"],
+                rest_seconds=spent["accept"] + spent["rest"],
+            )
+        )
+
+    # -- leaving ---------------------------------------------------------------------------------------------------
+
+    def _finish(self, event: Event) -> None:
+        row = next(row for row in self._rows if row.id == event.row)
+        phases, forwards = self.parts.clock.snapshot()
+        row.report.seconds = time.perf_counter() - row.joined
+        row.report.time = {phase: phases[phase] - row.clock_at_join[0][phase] for phase in phases}
+        row.report.forward_time = {phase: forwards[phase] - row.clock_at_join[1][phase] for phase in forwards}
+        self._release(row)
+
+    def _release(self, row: LiveRow) -> None:
+        """Free a row's slot and close the gap, so that ready rows stay in slots 0..ready-1."""
+        if row not in self._rows:
+            return
+        try:
+            if self.parts.drafter:
+                self.parts.drafter.release(row)
+        finally:
+            self.parts.controller.release(row.id)
+            self._close_gap(row)
+
+    def _close_gap(self, row: LiveRow) -> None:
+        """The last ready row takes the slot of one that leaves; rows being prefilled move up by one."""
+        gap = row.slot
+        last = max((other.slot for other in self._ready()), default=-1)
+        if last > gap:
+            gap = self._move(self._rows[last], gap)
+        for other in [other for other in self._rows if other.slot > gap and other is not row]:
+            gap = self._move(other, gap)
+        for cache in self._caches():
+            cache.release(gap)
+        self._rows.remove(row)
+        self._rows.sort(key=lambda other: other.slot)
+
+    def _move(self, row: LiveRow, slot: int) -> int:
+        """Move a row into a free slot; returns the slot that it leaves."""
+        left, row.slot = row.slot, slot
+        for cache in self._caches():
+            cache.move(left, slot)
+        return left
+
+    def _ready(self) -> list[LiveRow]:
+        """The rows that take part in rounds; one that is ready early (a prompt of one token) waits for those before it."""
+        return list(takewhile(lambda row: row.ready, self._rows))
+
+    def _caches(self) -> tuple[KVCache, ...]:
+        return (self.parts.cache, *self.parts.drafter_caches)
+
+    def _guarded(self, rows: Sequence[LiveRow], work: Callable[[], T]) -> T:
+        """Do some work for rows; if it fails, for whatever reason, free them."""
+        try:
+            return work()
+        except BaseException:
+            for row in rows:
+                self._release(row)
+            raise
+
+
+def ending(row: LiveRow, tokens: Sequence[int]) -> tuple[int, str | None]:
+    """How many of a round's tokens the row keeps, judged token by token as plain decoding would, and why it ends there."""
+    request, produced = row.request, row.length - row.prompt_length
+    for count, token in enumerate(tokens, start=1):
+        if token in request.eos_token_ids:
+            return count, "eos"
+        if row.transcript is not None and row.transcript.add(token):
+            return count, "stop"
+        if produced + count >= request.max_new_tokens:
+            return count, "length"
+    return len(tokens), None
+
+
+def read(
+    network: Network,
+    cache: KVCache,
+    slot: int,
+    tokens: Sequence[int],
+    start: int,
+    *,
+    hidden_layers: tuple[int, ...] = (),
+) -> dict[int, torch.Tensor]:
+    """Read tokens into one row of a cache, at positions `start, start + 1, ...`, in a forward of a few fixed widths.
+
+    Returns the hidden states asked for, float[1, len(tokens), H] each.
+    """
+    width = max(8, 1 << (len(tokens) - 1).bit_length())
+    padded = torch.tensor([[*tokens, *[tokens[-1]] * (width - len(tokens))]], device=network.device)
+    extent = min(cache.extent(start + width), cache.capacity)
+    inputs = layout.chain(padded, torch.tensor([start], device=network.device), extent)
+    outputs = network.forward(
+        inputs, cache.layers(slice(slot, slot + 1), extent), hidden_layers=hidden_layers, last_logits_only=True
+    )
+    cache.lengths[slot] = start + len(tokens)
+    return {layer: states[:, : len(tokens)] for layer, states in outputs.hidden.items()}

@@ -1,0 +1,59 @@
+"""Where the rows of a forward stand: their positions, their cache slots and what each of them may see.
+
+Shapes as in `protocols`; R is the number of rows of the forward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .network import Inputs
+
+
+def chain(tokens: Tensor, starts: Tensor, extent: int, *, hidden: Tensor | None = None) -> Inputs:
+    """Rows that continue each other: row r of batch row b stands at position and slot `starts[b] + r`.
+
+    tokens: int64[B, R].  starts: int64[B].  extent: T.  hidden: float[B, R, H], used instead of the tokens if given.
+    """
+    offsets = torch.arange(tokens.shape[1], device=tokens.device)
+    positions = starts[:, None] + offsets
+    mask = torch.arange(extent, device=tokens.device) <= positions[:, :, None]
+    slots = positions.clamp(max=extent - 1)  # padding beyond the capacity shares the last slot, which nothing else uses
+    return Inputs(tokens if hidden is None else None, hidden, positions, slots, mask, None)
+
+
+def tree(
+    tokens: Tensor, sees: Tensor, depths: Tensor, starts: Tensor, extent: int, *, hidden: Tensor | None = None
+) -> Inputs:
+    """Rows that see the committed cache and some of each other: row r stands in slot `starts[b] + r`.
+
+    tokens: int64[B, R].  sees: bool[B, R, R], which rows of this forward each row sees, itself included.
+    depths: int64[B, R], position minus the root's.  starts: int64[B].
+    """
+    rows = tokens.shape[1]
+    offsets = torch.arange(rows, device=tokens.device)
+    slots = torch.arange(extent, device=tokens.device)
+    relative = slots - starts[:, None]  # (B, T)
+    inside = (relative >= 0) & (relative < rows)
+    index = relative.clamp(0, rows - 1)
+    within = sees.gather(2, index[:, None].expand(-1, rows, -1))  # (B, R, T)
+    mask = (relative < 0)[:, None] | (inside[:, None] & within)
+    key_positions = torch.where(inside, starts[:, None] + depths.gather(1, index), slots)
+    positions = starts[:, None] + depths
+    return Inputs(tokens if hidden is None else None, hidden, positions, starts[:, None] + offsets, mask, key_positions)
+
+
+def ancestors(parents: Tensor) -> Tensor:
+    """Which rows lie on the path from the root to each row, itself included: bool[B, W, W], without a host read.
+
+    parents: int64[B, N], node indices, -1 for the root. The path relation is the transitive closure of the parent relation,
+    so log2(W) squarings of the matrix find it.
+    """
+    batch, nodes = parents.shape
+    width = nodes + 1
+    paths = torch.eye(width, device=parents.device).expand(batch, -1, -1).clone()
+    paths[:, 1:].scatter_(2, parents[:, :, None] + 1, 1.0)
+    for _ in range((width - 1).bit_length()):
+        paths = (paths @ paths).clamp_(max=1.0)
+    return paths > 0

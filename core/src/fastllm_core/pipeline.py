@@ -1,0 +1,412 @@
+"""What a person holds: a model, a method and `generate`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
+
+from .clock import Clock
+from .compose import Selection, build_roles, make_kv_cache, select
+from .config import Config, config_from, load_config
+from .context import Context
+from .controllers import make_controller
+from .device import Device, select_device
+from .engine import Engine, Event, Parts
+from .errors import RequestError
+from .models import LoadedModel, load_model
+from .network import Network
+from .protocols import KVCache
+from .report import RunReport
+from .request import Request, SamplingParams
+from .transcript import Transcript, text_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .protocols import Drafter
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""Text, token ids, or chat messages for the tokenizer's template."""
+
+DEFAULT_NEW_TOKENS = 256
+"""Where neither the caller, the configuration nor the model says how long the text may get."""
+
+
+class Settings(TypedDict, total=False):
+    """How to continue a prompt; what is left out or None comes from the configuration, then from the model."""
+
+    max_new_tokens: int | None
+    """The most tokens to generate."""
+    temperature: float | None
+    """0 is greedy; anything above samples."""
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    """Truncation, as in `SamplingParams`."""
+    seed: int | None
+    """The same seed gives the same text."""
+    stop: str | Sequence[str] | None
+    """Strings at which the text ends, without them."""
+    ignore_eos: bool
+    """Go on past the tokens that end a text."""
+    speculate: bool
+    """False decodes this prompt plainly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The continuation of one prompt."""
+
+    text: str
+    """What was generated, without the prompt, without special tokens, cut before a stop string. Empty without a tokenizer."""
+    token_ids: tuple[int, ...]
+    """Generated tokens, up to and including the one that ended the text."""
+    finish_reason: str
+    """"eos", "stop" (a stop string) or "length"."""
+    prompt_token_ids: tuple[int, ...]
+    report: RunReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "report": self.report.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one round added to a stream."""
+
+    text: str
+    """New text; may be empty while a character or a stop string may still be under way."""
+    token_ids: tuple[int, ...]
+    result: Generation | None = None
+    """The whole generation, with the last piece."""
+
+
+class Pipeline:
+    """A model and a method, composed; also a context manager, which closes it.
+
+    Thread-safe: threads may generate and stream at once, and then share rounds.
+    """
+
+    def __init__(self, selection: Selection, target: LoadedModel, device: Device, trust_remote_code: bool = False) -> None:
+        """Compose the pipeline; `load` is the comfortable way here."""
+        config = self.config = selection.config
+        self.target = target
+        """The target: `.model`, `.tokenizer`, `.name`."""
+        self.device = device
+        self.method = selection.method
+        """The method's name; "plain" if nothing drafts."""
+        self._lock = threading.RLock()
+        self._inbox: dict[int, deque[Event | BaseException]] = {}
+        clock, caches = Clock(), list[KVCache]()
+        network = Network(target, clock)
+
+        def make_cache(of: Network) -> KVCache:
+            caches.append(make_kv_cache(selection, context, of))
+            return caches[-1]
+
+        context = Context(
+            config=config,
+            device=device,
+            target=target,
+            network=network,
+            draft_length=config.draft.length,
+            cache=None,
+            load_model=partial(load_model, trust_remote_code=trust_remote_code),
+            make_network=lambda loaded: Network(loaded, clock),
+            make_cache=make_cache,
+        )
+        roles = build_roles(selection, context)
+        self.roles = roles.names
+        """Which plugin fills each role."""
+        self.drafter: Drafter | None = roles.drafter
+        """The drafter, with a `.model` where it has one; None if decoding is plain."""
+        parts = Parts(
+            network=network,
+            cache=roles.cache,
+            verifier=roles.verifier,
+            acceptor=roles.acceptor,
+            controller=make_controller(config.draft.controller, config.draft.length),
+            clock=clock,
+            drafter=roles.drafter,
+            drafter_caches=[cache for cache in caches if cache is not roles.cache],
+            observers=roles.observers,
+            tokenizer=target.tokenizer,
+        )
+        self.engine = Engine(
+            parts,
+            draft_length=config.draft.length,
+            context_length=target.context_length,
+            max_rows=config.engine.max_rows,
+            prefill_chunk=config.engine.prefill_chunk,
+        )
+        """The stepper below `generate` and `stream`, for whoever drives rounds himself."""
+        if target.generation.unapplied:
+            logging.getLogger("fastllm").warning(
+                "%s: its generation_config sets %s, which fastllm does not apply yet",
+                target.name,
+                ", ".join(target.generation.unapplied),
+            )
+
+    def generate(self, prompt: Prompt | Sequence[Prompt], **settings: Unpack[Settings]) -> Any:
+        """Continue one prompt (a `Generation`) or a list of them (a list, decoded side by side).
+
+        prompt: text, token ids, or chat messages (`{"role": ..., "content": ...}`), or a list of these.
+        settings: see `Settings`; prompt i of a list uses seed + i.
+        Raises RequestError if a prompt or a setting is impossible, before any work is done.
+        """
+        if not is_batch(prompt):
+            return self._generate([self.request(cast("Prompt", prompt), **settings)])[0]
+        prompts = cast("Sequence[Prompt]", prompt)
+        return self._generate([self.request(one, index=i, **settings) for i, one in enumerate(prompts)])
+
+    def stream(self, prompt: Prompt, **settings: Unpack[Settings]) -> Iterator[Piece]:
+        """Continue one prompt, round by round. Closing the iterator early frees the row.
+
+        The request is checked at once; work starts with the first piece.
+        """
+        request = self.request(prompt, **settings)
+        self.engine.check(request)
+        return self._stream(request)
+
+    def request(self, prompt: Prompt, *, index: int = 0, **settings: Unpack[Settings]) -> Request:
+        """The engine's request for a prompt: settings, then the configuration's, then the model's own defaults."""
+        ids = self.encode(prompt)
+        asked = {name: value for name, value in settings.items() if value is not None}
+        defaults = {name: value for name, value in self.config.sampling.model_dump().items() if value is not None}
+        chosen: dict[str, Any] = {**defaults, **asked}
+        stop = chosen.get("stop", ())
+        seed = chosen.get("seed")
+        return Request(
+            prompt=tuple(ids),
+            max_new_tokens=chosen.get("max_new_tokens") or self._default_new_tokens(len(ids)),
+            sampling=self._sampling(chosen),
+            seed=None if seed is None else seed + index,
+            eos_token_ids=frozenset() if chosen.get("ignore_eos") else self.target.eos_token_ids,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            speculate=chosen.get("speculate", True),
+        )
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt."""
+        if not isinstance(prompt, str) and all(isinstance(part, int) for part in prompt):
+            return self._checked_ids([int(cast("int", part)) for part in prompt])
+        if self.target.tokenizer is None:
+            raise RequestError(f"'{self.target.name}' was loaded without a tokenizer: give token ids instead of text")
+        if isinstance(prompt, str):
+            return cast("list[int]", self.target.tokenizer(prompt).input_ids)
+        if self.target.tokenizer.chat_template is None:
+            raise RequestError(f"the tokenizer of '{self.target.name}' has no chat template: give plain text")
+        messages = [dict(cast("Mapping[str, Any]", message)) for message in prompt]
+        text = self.target.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return cast("list[int]", self.target.tokenizer(cast("str", text), add_special_tokens=False).input_ids)
+
+    def close(self) -> None:
+        """Drop every row and let the drafter give back what it holds. The pipeline is of no use afterwards."""
+        with self._lock:
+            for row in list(self._inbox):
+                self.engine.cancel(row)
+            if self.drafter is not None:
+                self.drafter.close()
+
+    def __enter__(self) -> Self:
+        """The pipeline itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    # -- settings --------------------------------------------------------------------------------------------------
+
+    def _checked_ids(self, ids: list[int]) -> list[int]:
+        wrong = next((token for token in ids if not 0 <= token < self.target.vocab_size), None)
+        if wrong is not None:
+            raise RequestError(f"token id {wrong} does not exist: the vocabulary has {self.target.vocab_size} entries")
+        return ids
+
+    def _default_new_tokens(self, prompt: int) -> int:
+        """As many as the model's generation_config says, or DEFAULT_NEW_TOKENS, but no more than fit."""
+        wanted = self.target.generation.max_new_tokens or DEFAULT_NEW_TOKENS
+        limit = self.target.context_length
+        return wanted if limit is None else max(1, min(wanted, limit - prompt))
+
+    def _sampling(self, chosen: Mapping[str, Any]) -> SamplingParams:
+        """A temperature of its own turns sampling on or off; what is not said comes from the generation_config."""
+        model = self.target.generation
+        base = model.sampling()
+        if not model.do_sample:  # truncation that the model sets counts as soon as someone asks for sampling
+            base = replace(base, top_k=model.top_k or 0, top_p=model.top_p or 1.0, min_p=model.min_p or 0.0)
+        fields = ("temperature", "top_k", "top_p", "min_p")
+        return replace(base, **{name: chosen[name] for name in fields if name in chosen})
+
+    # -- driving the engine ----------------------------------------------------------------------------------------
+
+    def _generate(self, requests: list[Request]) -> list[Generation]:
+        for request in requests:
+            self.engine.check(request)
+        with self._rows(requests) as rows:
+            return [self._finish(row, request) for row, request in zip(rows, requests, strict=True)]
+
+    def _finish(self, row: int, request: Request) -> Generation:
+        tokens: list[int] = []
+        while True:
+            event = self._next(row)
+            tokens += event.tokens
+            if event.finish_reason is not None:
+                text = self._text(request, tokens)
+                return _generation(request, tokens, text, event)
+
+    def _text(self, request: Request, tokens: Sequence[int]) -> str:
+        tokenizer = self.target.tokenizer
+        return "" if tokenizer is None else text_of(tokenizer, request.prompt, tokens, request.stop)
+
+    def _stream(self, request: Request) -> Iterator[Piece]:
+        tokenizer = self.target.tokenizer
+        transcript = None if tokenizer is None else Transcript(tokenizer, request.prompt, request.stop)
+        tokens: list[int] = []
+        with self._rows([request]) as (row,):
+            while True:
+                event = self._next(row)
+                tokens += event.tokens
+                last = event.finish_reason is not None
+                text = "" if transcript is None else _shown(transcript, event.tokens, last=last)
+                if last:
+                    whole = "" if transcript is None else transcript.text
+                    yield Piece(text, event.tokens, _generation(request, tokens, whole, event))
+                    return
+                yield Piece(text, event.tokens)
+
+    @contextmanager
+    def _rows(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Rows for some requests, freed at the end whatever happened."""
+        with self._lock:
+            rows = [self.engine.add(request) for request in requests]
+            self._inbox.update((row, deque()) for row in rows)
+        try:
+            yield rows
+        finally:
+            with self._lock:
+                for row in rows:
+                    self.engine.cancel(row)
+                    del self._inbox[row]
+
+    def _next(self, row: int) -> Event:
+        """The row's next event, stepping the engine for everyone until there is one."""
+        while True:
+            with self._lock:
+                if not self._inbox[row]:
+                    self._step()
+                if self._inbox[row]:
+                    event = self._inbox[row].popleft()
+                    if isinstance(event, BaseException):
+                        raise event
+                    return event
+
+    def _step(self) -> None:
+        """One step; if it fails, every row that it took down learns why."""
+        try:
+            events = self.engine.step()
+        except BaseException as error:
+            for row, inbox in self._inbox.items():
+                if not self.engine.holds(row) and not _ended(inbox):
+                    inbox.append(error)
+            return
+        for event in events:
+            if event.row in self._inbox:
+                self._inbox[event.row].append(event)
+
+
+def load(
+    model: str | Path | PreTrainedModel | None = None,
+    method: str | None = None,
+    *,
+    config: Config | str | Path | Mapping[str, Any] | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Pipeline:
+    """Load a model and compose it with a method.
+
+        with fastllm_core.load("demo-100m", "speculative") as pipeline:
+            print(pipeline.generate("Once upon a time", max_new_tokens=100).text)
+
+    model: a registered name, a local folder, a hub name, or a loaded causal LM (which is not changed).
+    config: a `Config`, a TOML file, or settings as a mapping; by default what `load_config()` finds.
+    options: options of the method, such as `draft_model="..."`.
+    Raises UserError if something is asked that cannot be, PluginError if a plugin is at fault.
+    """
+    settings: dict[str, Any] = {"method": method, "device": device, "dtype": dtype}
+    if isinstance(model, str | Path):
+        settings["model"] = str(model)
+    settings = {key: value for key, value in settings.items() if value is not None}
+    chosen = configuration(config, settings)
+    loaded_model = None if model is None or isinstance(model, str | Path) else model
+    if options:
+        name = select(chosen, model=loaded_model).method if chosen.method == "auto" else chosen.method
+        chosen = configuration(chosen, {f"options.{name}.{key}": value for key, value in options.items()})
+    selection = select(chosen, model=loaded_model)
+    place = select_device(chosen.device, chosen.dtype, chosen.threads)
+    source: Any = chosen.model if loaded_model is None else loaded_model
+    target = load_model(source, tokenizer, place, revision=chosen.revision, trust_remote_code=trust_remote_code)
+    if loaded_model is not None:
+        place = replace(place, device=target.device, dtype=target.dtype, name=str(target.device))
+    return Pipeline(selection, target, place, trust_remote_code)
+
+
+def configuration(config: Config | str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> Config:
+    """A configuration from whatever `load` accepts, with overrides by dotted key on top."""
+    if isinstance(config, Config):
+        return config_from({**dict(flatten_keys(config.model_dump(exclude_unset=True))), **overrides})
+    if isinstance(config, Mapping):
+        return config_from({**dict(flatten_keys(config)), **overrides})
+    return load_config(config, overrides)
+
+
+def flatten_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested mapping by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is a list of prompts rather than one prompt."""
+    return not isinstance(prompt, str) and all(not isinstance(part, int | Mapping) for part in prompt)
+
+
+def _shown(transcript: Transcript, tokens: Sequence[int], *, last: bool) -> str:
+    """Add a round's tokens to a stream's text; returns what may be shown of it now."""
+    stopped = any(transcript.add(token) for token in tokens)
+    if last and not stopped:
+        transcript.finish()
+    return transcript.release(last=last)
+
+
+def _generation(request: Request, tokens: Sequence[int], text: str, event: Event) -> Generation:
+    assert event.finish_reason is not None and event.report is not None
+    return Generation(text, tuple(tokens), event.finish_reason, request.prompt, event.report)
+
+
+def _ended(inbox: deque[Event | BaseException]) -> bool:
+    last = inbox[-1] if inbox else None
+    return isinstance(last, BaseException) or (last is not None and last.finish_reason is not None)

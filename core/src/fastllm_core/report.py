@@ -1,0 +1,96 @@
+"""Why a run was fast or slow: tokens, rounds, acceptance and where the time went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .clock import PHASES
+
+
+@dataclass(slots=True)
+class RunReport:
+    """Figures of one row, or of a whole batch.
+
+    A row's times are those of the rounds it took part in, which it shares with its neighbours.
+    """
+
+    tokens: int = 0
+    """Tokens generated, up to and including the one that ended the text."""
+    prompt_tokens: int = 0
+    seconds: float = 0.0
+    """From joining the engine to the last token."""
+    rounds: int = 0
+    """Target forwards after the prompt."""
+    drafted_at: list[int] = field(default_factory=list)
+    """How often a token was drafted at each position of a draft (for a tree: at each depth of the kept path)."""
+    accepted_at: list[int] = field(default_factory=list)
+    """How often it was accepted."""
+    time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    """Seconds in prefill, draft, verify, accept and rest."""
+    forward_time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    """Of these, seconds inside model forwards."""
+
+    @property
+    def drafted(self) -> int:
+        """Tokens drafted."""
+        return sum(self.drafted_at)
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that were kept."""
+        return sum(self.accepted_at)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second, the prompt's prefill included."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Mean tokens committed per target forward (MAT); 1 is plain decoding."""
+        return self.tokens / self.rounds if self.rounds else 0.0
+
+    @property
+    def outside_forwards(self) -> float:
+        """Share of the rounds' time that was spent outside model forwards, 0..1; the prefill is not counted."""
+        rounds = sum(seconds for phase, seconds in self.time.items() if phase != "prefill")
+        inside = sum(seconds for phase, seconds in self.forward_time.items() if phase != "prefill")
+        return 1.0 - inside / rounds if rounds else 0.0
+
+    def count(self, drafted: int, accepted: int, committed: int) -> None:
+        """Add a round: tokens drafted, tokens accepted by the rule, tokens committed (fewer where the text ends)."""
+        self.rounds += 1
+        self.tokens += committed
+        self.drafted_at += [0] * (drafted - len(self.drafted_at))
+        self.accepted_at += [0] * (drafted - len(self.accepted_at))
+        for position in range(drafted):
+            self.drafted_at[position] += 1
+            self.accepted_at[position] += position < accepted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, the derived figures included, ready for JSON."""
+        return {
+            "tokens": self.tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "seconds": self.seconds,
+            "tokens_per_s": self.tokens_per_s,
+            "rounds": self.rounds,
+            "tokens_per_round": self.tokens_per_round,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "drafted_at": list(self.drafted_at),
+            "accepted_at": list(self.accepted_at),
+            "time": dict(self.time),
+            "forward_time": dict(self.forward_time),
+            "outside_forwards": self.outside_forwards,
+        }
+
+    def summary(self) -> str:
+        """One line for a person."""
+        parts = [f"{self.tokens} tokens in {self.seconds:.2f} s ({self.tokens_per_s:.0f} tokens/s)"]
+        if self.drafted:
+            parts.append(f"{self.tokens_per_round:.2f} tokens/round")
+            parts.append(f"{self.accepted} of {self.drafted} drafted tokens accepted")
+        spent = [f"{phase} {seconds:.2f}" for phase, seconds in self.time.items() if seconds >= 0.005]
+        return "; ".join([*parts, "seconds: " + ", ".join(spent)] if spent else parts)

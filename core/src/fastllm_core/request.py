@@ -1,0 +1,58 @@
+"""What is asked of the engine for one prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn from the target's distribution, applied in this order (as transformers does)."""
+
+    temperature: float = 0.0
+    """0 is greedy: the most likely token, and nothing below matters."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probability reaches p."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the most likely one."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        if not 0.0 <= self.temperature < float("inf"):
+            raise RequestError(f"temperature must be 0 (greedy) or a positive number, not {self.temperature}")
+        if self.top_k < 0:
+            raise RequestError(f"top_k must be 0 (all tokens) or positive, not {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise RequestError(f"top_p must lie in (0, 1], not {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise RequestError(f"min_p must lie in [0, 1], not {self.min_p}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and how to continue it."""
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    seed: int | None = None
+    """The same seed gives the same text; None takes one from the operating system."""
+    eos_token_ids: frozenset[int] = frozenset()
+    """Tokens that end the text; the one that did is kept."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text, which is cut before them."""
+    speculate: bool = True
+    """False: this row decodes plainly, even beside rows that speculate."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be decoded."""
+        if not self.prompt:
+            raise RequestError("the prompt has no tokens: give at least one")
+        if self.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if any(not text for text in self.stop):
+            raise RequestError("stop: an empty string would stop everywhere; leave it out")

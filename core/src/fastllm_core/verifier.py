@@ -1,0 +1,96 @@
+"""The core's verifier: one target forward of fixed width over the root and every drafted node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from . import layout
+from .protocols import Draft, Scores
+
+if TYPE_CHECKING:
+    from .batch import Batch
+    from .context import Context
+    from .network import Inputs
+
+
+def round_widths(draft_length: int) -> tuple[int, ...]:
+    """The few widths W that verification forwards take: 1, 2, 3, 5, 9, ... and `draft_length + 1`.
+
+    A back end prepares one program for each, and a round without drafts costs what plain decoding costs.
+    """
+    widths = {1, draft_length + 1}
+    nodes = 1
+    while nodes < draft_length:
+        widths.add(nodes + 1)
+        nodes *= 2
+    return tuple(sorted(widths))
+
+
+class TargetVerifier:
+    """Scores a chain or a tree, whole or resumed at a layer, with extra rows riding along. Implements `Verifier`."""
+
+    def __init__(self, context: Context, hidden_layers: tuple[int, ...] = ()) -> None:
+        """context: the target's network and cache.  hidden_layers: what `Scores.hidden` shall hold."""
+        assert context.cache is not None
+        self.network, self.cache = context.network, context.cache
+        self.widths = round_widths(context.draft_length)
+        self.hidden_layers = hidden_layers
+
+    def score(self, batch: Batch, draft: Draft) -> Scores:
+        """Score root and nodes in one forward. See `Verifier.score`."""
+        width = draft.width + 1
+        extra = 0 if draft.extra is None else draft.extra.tokens.shape[1]
+        rows = self.padded(width) + extra
+        extent = self.cache.extent(max(batch.lengths) - 1 + rows)
+        self.cache.reserve(len(batch), extent)  # a tree or extra rows may need more room than the engine set aside
+        inputs = self._inputs(batch, draft, rows, extent)
+        outputs = self.network.forward(
+            inputs,
+            self.cache.layers(slice(0, len(batch)), extent),
+            start=0 if draft.resume is None else draft.resume.layer,
+            hidden_layers=self.hidden_layers,
+        )
+        assert outputs.logits is not None
+        hidden = {layer: states[:, :width] for layer, states in outputs.hidden.items()}
+        extra_logits = outputs.logits[:, width : width + extra] if extra else None
+        return Scores(outputs.logits[:, :width], hidden, extra_logits)
+
+    def padded(self, width: int) -> int:
+        """The smallest of the fixed widths that holds `width` rows; a wider draft (a large tree) keeps its own."""
+        return next((fixed for fixed in self.widths if fixed >= width), width)
+
+    def _inputs(self, batch: Batch, draft: Draft, rows: int, extent: int) -> Inputs:
+        """Rows in order: root, nodes, extra rows, padding."""
+        tokens = torch.cat([batch.roots[:, None], draft.tokens], dim=1)
+        hidden = None if draft.resume is None else _widened(draft.resume.hidden, rows)
+        if draft.parents is None and draft.extra is None:
+            return layout.chain(_widened(tokens, rows), batch.starts, extent, hidden=hidden)
+        sees = layout.ancestors(_parents(draft))
+        depths = sees.sum(-1) - 1
+        if draft.extra is not None:
+            tokens = torch.cat([tokens, draft.extra.tokens], dim=1)
+            sees = torch.cat([pad(sees, (0, draft.extra.tokens.shape[1])), draft.extra.mask], dim=1)
+            depths = torch.cat([depths, draft.extra.depths], dim=1)
+        missing = rows - sees.shape[1]
+        sees, depths = pad(sees, (0, missing, 0, missing)), pad(depths, (0, missing))
+        # Padding sees itself: a row that sees nothing may become NaN, and a masked NaN value still poisons its readers.
+        sees = sees | torch.eye(rows, dtype=torch.bool, device=sees.device)
+        return layout.tree(_widened(tokens, rows), sees, depths, batch.starts, extent, hidden=hidden)
+
+
+def _widened(rows: Tensor, width: int) -> Tensor:
+    """Repeat the last row up to `width` rows: padding must hold a valid token."""
+    missing = width - rows.shape[1]
+    return rows if missing == 0 else torch.cat([rows, rows[:, -1:].expand(-1, missing, *rows.shape[2:])], dim=1)
+
+
+def _parents(draft: Draft) -> Tensor:
+    """int64[B, N], also for a chain."""
+    if draft.parents is not None:
+        return draft.parents
+    chain = torch.arange(draft.width, device=draft.tokens.device) - 1
+    return chain.expand(draft.tokens.shape[0], -1)

@@ -1,0 +1,1 @@
+"""Small story models for fastllm, and larger ones that are grown from them."""
