@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fastllm_core.cli.app import run
 from fastllm_core.config import config_schema
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("plugins/*/README.md"), ROOT / "core/README.md"])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "core/README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("plugins/*/README.md")]
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 REFERENCE = ROOT / "docs" / "configuration.md"
 MARKS = ("<!-- made from the schema: python tests/test_docs.py -->\n", "<!-- end -->")
@@ -26,7 +29,9 @@ MARKS = ("<!-- made from the schema: python tests/test_docs.py -->\n", "<!-- end
 def blocks(kind: str) -> list[Any]:
     """Code blocks of a kind; those of the benchmarks take minutes."""
     return [
-        pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}", marks=[pytest.mark.slow] * (page.stem == "benchmarks"))
+        pytest.param(
+            text, id=f"{page.relative_to(ROOT)}-{number}", marks=[pytest.mark.slow] * (page.stem == "benchmarks")
+        )
         for page in PAGES
         for number, (language, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
         if language == kind
@@ -36,7 +41,11 @@ def blocks(kind: str) -> list[Any]:
 def reference() -> str:
     """The table of every key, from the schema."""
     schema = config_schema()
-    rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows_of(schema, schema.get("$defs", {}))]
+    rows = [
+        "| key | type | default | meaning |",
+        "| --- | --- | --- | --- |",
+        *rows_of(schema, schema.get("$defs", {})),
+    ]
     return "\n".join(rows) + "\n"
 
 
@@ -74,7 +83,9 @@ def test_the_configuration_reference_is_the_schema() -> None:
 
 
 @pytest.mark.parametrize("text", blocks("sh"))
-def test_commands_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_commands_run(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for line in text.replace("\\\n", " ").splitlines():
         command = shlex.split(line, comments=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .config import Config, load_config
     from .context import Context
     from .device import Device
-    from .engine import Engine, Event, read
+    from .engine import Engine, read
     from .errors import (
         ConfigError,
         ContextLengthError,
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
         UnsupportedModel,
         UserError,
     )
+    from .generation import Generation, Piece
     from .hookspecs import API_VERSION, hookimpl
     from .layout import chain, tree
     from .models import LoadedModel, RegisteredModel, verify_same_vocabulary
     from .network import Inputs, Network, Outputs
     from .options import Options
-    from .pipeline import Generation, Piece, Pipeline, load
+    from .pipeline import Pipeline, load
     from .protocols import (
         Acceptor,
         Draft,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .randomness import Purpose
     from .report import RunReport
     from .request import Request, SamplingParams
+    from .rows import Event
     from .sampling import Sampling, draw, warp
 
     __version__: str
@@ -64,7 +66,7 @@ _PUBLIC = {
     "config": ("Config", "load_config"),
     "context": ("Context",),
     "device": ("Device",),
-    "engine": ("Engine", "Event", "read"),
+    "engine": ("Engine", "read"),
     "errors": (
         "ConfigError",
         "ContextLengthError",
@@ -80,12 +82,13 @@ _PUBLIC = {
         "UnsupportedModel",
         "UserError",
     ),
+    "generation": ("Generation", "Piece"),
     "hookspecs": ("API_VERSION", "hookimpl"),
     "layout": ("chain", "tree"),
     "models": ("LoadedModel", "RegisteredModel", "verify_same_vocabulary"),
     "network": ("Inputs", "Network", "Outputs"),
     "options": ("Options",),
-    "pipeline": ("Generation", "Piece", "Pipeline", "load"),
+    "pipeline": ("Pipeline", "load"),
     "protocols": (
         "Acceptor",
         "Draft",
@@ -103,6 +106,7 @@ _PUBLIC = {
     "randomness": ("Purpose",),
     "report": ("RunReport",),
     "request": ("Request", "SamplingParams"),
+    "rows": ("Event",),
     "sampling": ("Sampling", "draw", "warp"),
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -43,7 +43,8 @@ class SlotCache:
         shape = self.network.kv_shapes[layer]
         if shape is None:
             return torch.empty(0, device=self.network.device)
-        new = torch.zeros(rows, shape[0], self.capacity, shape[width], dtype=self.network.dtype, device=self.network.device)
+        size = (rows, shape[0], self.capacity, shape[width])
+        new = torch.zeros(size, dtype=self.network.dtype, device=self.network.device)
         stores = self._keys if width == 1 else self._values
         if stores:
             new[: stores[layer].shape[0], :, : stores[layer].shape[2]] = stores[layer]
@@ -81,6 +82,7 @@ class SlotCache:
                 kept = rows.gather(2, source[:, None, :, None].expand(shape))
                 rows.scatter_(2, destination[:, None, :, None].expand(shape), kept)
 
+    @torch.inference_mode()  # a row may be cancelled, and another moved, between steps
     def move(self, source: int, target: int) -> None:
         """Row `source` becomes row `target`."""
         if max(source, target) < len(self.lengths):

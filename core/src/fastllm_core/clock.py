@@ -13,8 +13,8 @@ PHASES: Final = ("prefill", "draft", "verify", "accept", "rest")
 class Clock:
     """Seconds per phase and, of these, seconds inside forwards.
 
-    On a GPU a phase's Python code may end before its work does. Acceptance reads its result on the host, so a whole round
-    is timed truly there; how it splits into phases is a guide only.
+    On a GPU a phase's Python code may end before its work does. Acceptance reads its result on the host, so a whole
+    round is timed truly there; how it splits into phases is a guide only.
     """
 
     def __init__(self) -> None:

@@ -22,9 +22,8 @@ class Round:
     rows: tuple[int, ...]
     """Ids of the rows that took part."""
     drafted: tuple[int, ...]
+    """Tokens (for a tree: levels) that each row drafted."""
     accepted: tuple[int, ...]
-    nodes: int
-    """N, the drafted nodes of the round, padding included."""
     draft_seconds: float
     verify_seconds: float
     rest_seconds: float
@@ -90,8 +89,8 @@ class CostModel:
     """The length that maximises expected tokens per second, from measured times and measured acceptance.
 
     With acceptance rate a (independent draws, arXiv:2211.17192 section 3) a draft of g tokens commits
-    (1 - a^(g+1)) / (1 - a) tokens on average and costs verify(g + 1) + g * draft + rest seconds. Where plain decoding wins,
-    nothing is drafted, but for a short probe now and then, at ever longer intervals.
+    (1 - a^(g+1)) / (1 - a) tokens on average and costs verify(g + 1) + g * draft + rest seconds. Where plain decoding
+    wins, nothing is drafted, but for a short probe now and then, at ever longer intervals.
     """
 
     MEMORY: Final = 0.95
@@ -129,7 +128,7 @@ class CostModel:
             return self.longest
         if (batch, 0) not in self._verify or self._since_plain >= self.REMEASURE:
             return 0
-        best = max(self._choices[1:], key=lambda nodes: self.rate(rows, nodes))
+        best = max(self._choices[1:], key=lambda length: self.rate(rows, length))
         if self.rate(rows, best) > self.rate(rows, 0) * self.MARGIN:
             self._probe_after = self.FIRST_PROBE
             return best
@@ -138,39 +137,39 @@ class CostModel:
             return min(2, self.longest)
         return 0
 
-    def rate(self, rows: Sequence[int], nodes: int) -> float:
-        """Expected tokens per second of the batch with drafts of `nodes` tokens."""
+    def rate(self, rows: Sequence[int], length: int) -> float:
+        """Expected tokens per second of the batch with drafts of `length` tokens."""
         batch = len(rows)
-        tokens = sum(expected_tokens(self.acceptance(row), nodes) for row in rows)
-        draft = min(self._draft[batch]) * nodes if nodes else 0.0
-        return tokens / (self._verify_seconds(batch, nodes) + draft + min(self._rest[batch]))
+        tokens = sum(expected_tokens(self.acceptance(row), length) for row in rows)
+        draft = min(self._draft[batch]) * length if length else 0.0
+        return tokens / (self._verify_seconds(batch, length) + draft + min(self._rest[batch]))
 
     def acceptance(self, row: int) -> float:
         """The row's rate of acceptance, 0..1."""
         accepted, tested = self._acceptance.get(row, self.PRIOR)
         return accepted / tested
 
-    def _verify_seconds(self, batch: int, nodes: int) -> float:
-        """Measured, or interpolated between the measured widths around it."""
+    def _verify_seconds(self, batch: int, length: int) -> float:
+        """Measured, or interpolated between the measured lengths around it."""
         known = {n: min(times) for (b, n), times in self._verify.items() if b == batch and times}
-        if nodes in known:
-            return known[nodes]
-        below = max((n for n in known if n < nodes), default=None)
-        above = min((n for n in known if n > nodes), default=None)
+        if length in known:
+            return known[length]
+        below = max((n for n in known if n < length), default=None)
+        above = min((n for n in known if n > length), default=None)
         if below is None or above is None:
             return known[above if below is None else below]  # type: ignore[index]
-        share = (nodes - below) / (above - below)
+        share = (length - below) / (above - below)
         return known[below] + share * (known[above] - known[below])
 
     def observe(self, round_: Round) -> None:
         """Learn the round's times and what was accepted."""
-        batch = len(round_.rows)
-        self._verify[batch, round_.nodes].append(round_.verify_seconds)
+        batch, length = len(round_.rows), max(round_.drafted)
+        self._verify[batch, length].append(round_.verify_seconds)
         self._rest[batch].append(round_.rest_seconds)
-        if round_.nodes:
-            self._draft[batch].append(round_.draft_seconds / round_.nodes)
-        self._since_plain = self._since_plain + 1 if round_.nodes else 0
-        self._since_probe = 0 if round_.nodes else self._since_probe + 1
+        if length:
+            self._draft[batch].append(round_.draft_seconds / length)
+        self._since_plain = self._since_plain + 1 if length else 0
+        self._since_probe = 0 if length else self._since_probe + 1
         for row, drafted, accepted in zip(round_.rows, round_.drafted, round_.accepted, strict=True):
             if drafted:
                 kept, tested = self._acceptance.get(row, self.PRIOR)
@@ -182,11 +181,11 @@ class CostModel:
         self._acceptance.pop(row, None)
 
 
-def expected_tokens(acceptance: float, nodes: int) -> float:
-    """Mean tokens committed by a round that drafts a chain of `nodes` tokens (arXiv:2211.17192, equation 1)."""
+def expected_tokens(acceptance: float, length: int) -> float:
+    """Mean tokens committed by a round that drafts a chain of `length` tokens (arXiv:2211.17192, equation 1)."""
     if acceptance >= 1.0:
-        return nodes + 1.0
-    return (1.0 - acceptance ** (nodes + 1)) / (1.0 - acceptance)
+        return length + 1.0
+    return (1.0 - acceptance ** (length + 1)) / (1.0 - acceptance)
 
 
 CONTROLLERS: Final[dict[str, Callable[[int], Controller]]] = {

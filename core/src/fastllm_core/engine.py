@@ -14,21 +14,23 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from . import layout
-from .batch import Batch, Row
+from .batch import Batch
 from .clock import Clock
 from .controllers import Controller, Round
 from .errors import ContextLengthError, RequestError
-from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verdict, Verifier
+from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Proposal, Scores, Verdict, Verifier
 from .randomness import fresh_seed
-from .report import RunReport
+from .report import RunReport, nodes_by_level
 from .request import Request
+from .rows import Event, LiveRow, ending
 from .sampling import Sampling
 from .transcript import Transcript
 
@@ -55,43 +57,6 @@ class Parts:
     """Caches of the drafter's networks, whose rows follow the target's."""
     observers: Sequence[Observer] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What a step did to a row."""
-
-    row: int
-    """The row's id, as `Engine.add` returned it."""
-    tokens: tuple[int, ...]
-    """Tokens committed in this step."""
-    finish_reason: str | None = None
-    """None while the row goes on; "eos", "stop" (a stop string) or "length" when this was its last event."""
-    report: RunReport | None = None
-    """The row's figures, with its last event."""
-
-
-@dataclass(slots=True, eq=False)
-class LiveRow(Row):
-    """A row with what only the engine needs to know about it."""
-
-    report: RunReport = field(default_factory=RunReport)
-    transcript: Transcript | None = None
-    """Its text, if stop strings must be found in it."""
-    prefilled: int = 0
-    """Prompt tokens that the target has read; all but the last make the row ready, since that one is the first root."""
-    joined: float = 0.0
-    clock_at_join: tuple[dict[str, float], dict[str, float]] = ({}, {})
-
-    @property
-    def ready(self) -> bool:
-        """The prompt is read; the row takes part in rounds."""
-        return self.prefilled >= self.prompt_length - 1
-
-    @property
-    def remaining(self) -> int:
-        """Tokens that may still be generated."""
-        return self.request.max_new_tokens - (self.length - self.prompt_length)
 
 
 class Engine:
@@ -121,6 +86,8 @@ class Engine:
         self._waiting: deque[LiveRow] = deque()
         self._rows: list[LiveRow] = []
         self._ids = 0
+        self._stepping = False
+        self._cancelled: list[int] = []
         self._sampling: tuple[tuple[int, ...], Sampling] | None = None
         # A round may write rows beyond the last token: its padding, and rejected nodes.
         self._margin = draft_length + 2
@@ -149,8 +116,15 @@ class Engine:
         """Whether a row is live or waiting."""
         return any(row.id == row_id for row in (*self._rows, *self._waiting))
 
+    @torch.inference_mode()
     def cancel(self, row_id: int) -> None:
-        """Drop a row, wherever it is; an unknown or finished id is fine."""
+        """Drop a row, wherever it is; an unknown or finished id is fine.
+
+        Called within a step (by an observer, or by the garbage collector that closes a stream) it waits for its end.
+        """
+        if self._stepping:
+            self._cancelled.append(row_id)
+            return
         self._waiting = deque(row for row in self._waiting if row.id != row_id)
         for row in [row for row in self._rows if row.id == row_id]:
             self._release(row)
@@ -161,12 +135,22 @@ class Engine:
         If a plugin raises, or the person interrupts, the rows at work are freed, the engine stays usable, and the
         exception goes on to the caller.
         """
-        self.parts.clock.restart()
-        with torch.inference_mode():
-            self._admit()
-            self._prefill()
-            ready = self._ready()
-            return self._guarded(ready, lambda: self._round(ready)) if ready else []
+        if self._stepping:
+            raise RuntimeError("a step was asked for within a step: plugins must not drive the engine that calls them")
+        try:
+            self._stepping = True  # within the try: an interrupt must not leave it set
+            self.parts.clock.restart()
+            with torch.inference_mode():
+                self._admit()
+                self._prefill()
+                ready = self._ready()
+                return self._guarded(ready, lambda: self._round(ready)) if ready else []
+        finally:
+            self._stepping = False
+            while self._cancelled:
+                self.cancel(self._cancelled.pop())
+            self.report.time, self.report.forward_time = self.parts.clock.snapshot()
+            self.report.seconds = sum(self.report.time.values())
 
     # -- joining ---------------------------------------------------------------------------------------------------
 
@@ -179,8 +163,8 @@ class Engine:
             room = limit - prompt
             hint = f"at most {room} new tokens fit" if room > 0 else "shorten the prompt"
             raise ContextLengthError(
-                f"the prompt's {prompt} tokens and max_new_tokens = {request.max_new_tokens} exceed the model's context "
-                f"of {limit}: {hint}"
+                f"the prompt's {prompt} tokens and max_new_tokens = {request.max_new_tokens} exceed the model's "
+                f"context of {limit}: {hint}"
             )
 
     def _admit(self) -> None:
@@ -190,6 +174,7 @@ class Engine:
             row.slot = len(self._rows)
             row.joined, row.clock_at_join = time.perf_counter(), self.parts.clock.snapshot()
             row.report.prompt_tokens = row.prompt_length
+            self.report.prompt_tokens += row.prompt_length
             self._rows.append(row)
             slots = row.prompt_length + row.request.max_new_tokens + self._margin
             self._guarded([row], lambda row=row, slots=slots: self._reserve(row, slots))  # type: ignore[misc]
@@ -207,7 +192,7 @@ class Engine:
                 budget -= self._guarded([row], lambda row=row: self._prefill_chunk(row))  # type: ignore[misc]
 
     def _prefill_chunk(self, row: LiveRow) -> int:
-        """The target, then the drafter, read the next tokens of the prompt (all but its last token). Returns how many."""
+        """The target, then the drafter, read the prompt's next tokens (all but its last one). Returns how many."""
         drafter, parts = self.parts.drafter, self.parts
         start = row.prefilled
         stop = min(start + self.prefill_chunk, row.prompt_length - 1)
@@ -231,9 +216,12 @@ class Engine:
             scores = parts.verifier.score(batch, draft)
         with clock.phase("accept"):
             verdict = parts.acceptor.decide(batch, draft, scores)
-            packed = torch.cat([verdict.accepted[:, None], draft.lengths[:, None], verdict.tokens], dim=1).tolist()
-        events = self._commit(batch, draft, scores, verdict, packed)
-        self._learn(batch, draft, packed, before)
+            packed = torch.cat([draft.lengths[:, None], verdict.accepted[:, None], verdict.tokens], dim=1).tolist()
+        levels = nodes_by_level(draft, [line[0] for line in packed])
+        committed = [line[2 : line[1] + 3] for line in packed]
+        events = self._commit(batch, draft, scores, verdict, committed)
+        self._count(batch, levels, committed, events)
+        self._learn(batch, levels, committed, before)
         for event in events:
             if event.finish_reason:
                 self._finish(event)
@@ -257,21 +245,24 @@ class Engine:
         return self._sampling[1]
 
     def _propose(self, batch: Batch) -> Draft:
-        if self.parts.drafter is None or not any(batch.draft_lengths):
-            nothing = torch.zeros(len(batch), 0, dtype=torch.long, device=batch.device)
-            return Draft(nothing, torch.zeros(len(batch), dtype=torch.long, device=batch.device))
-        return self.parts.drafter.propose(batch)
+        drafter = self.parts.drafter
+        if drafter is not None and any(batch.draft_lengths):
+            return drafter.propose(batch)
+        nothing = torch.zeros(len(batch), 0, dtype=torch.long, device=batch.device)
+        # With an (empty) q, so that a row's draws are the same ones whether or not a neighbour drafts.
+        drawn = drafter is not None and drafter.proposal is not Proposal.ONE_HOT
+        probs = torch.zeros(len(batch), 0, self.parts.network.vocab_size, device=batch.device) if drawn else None
+        return Draft(nothing, torch.zeros(len(batch), dtype=torch.long, device=batch.device), probs=probs)
 
     def _commit(
-        self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict, packed: list[list[int]]
+        self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict, committed: list[list[int]]
     ) -> list[Event]:
         """Append each row's tokens, cut where its text ends, and keep exactly their cache rows."""
         events = []
-        for row, (accepted, drafted, *tokens) in zip(batch.rows, packed, strict=True):
+        for row, tokens in zip(batch.rows, committed, strict=True):
             assert isinstance(row, LiveRow)
-            kept, reason = ending(row, tokens[: accepted + 1])
+            kept, reason = ending(row, tokens)
             row.tokens += tokens[:kept]
-            row.report.count(drafted, accepted, kept)
             events.append(Event(row.id, tuple(tokens[:kept]), reason, row.report if reason else None))
         starts = [length - 1 for length in batch.lengths]
         nodes = [len(event.tokens) - 1 for event in events]
@@ -283,16 +274,26 @@ class Engine:
             observer.observe(batch, draft, scores, verdict)
         return events
 
-    def _learn(self, batch: Batch, draft: Draft, packed: list[list[int]], before: dict[str, float]) -> None:
+    def _count(self, batch: Batch, levels: list[list[int]], committed: list[list[int]], events: list[Event]) -> None:
+        """Add the round to every row's report and to the engine's."""
+        self.report.rounds += 1
+        for row, drafted, tokens, event in zip(batch.rows, levels, committed, events, strict=True):
+            assert isinstance(row, LiveRow)
+            row.report.rounds += 1
+            for report in (row.report, self.report):
+                report.count(drafted, len(tokens) - 1, len(event.tokens))
+
+    def _learn(
+        self, batch: Batch, levels: list[list[int]], committed: list[list[int]], before: dict[str, float]
+    ) -> None:
         """Tell the controller what the round cost and gave."""
         after = self.parts.clock.snapshot()[0]
         spent = {phase: after[phase] - before[phase] for phase in after}
         self.parts.controller.observe(
             Round(
                 rows=tuple(row.id for row in batch.rows),
-                drafted=tuple(line[1] for line in packed),
-                accepted=tuple(line[0] for line in packed),
-                nodes=draft.width,
+                drafted=tuple(len(nodes) for nodes in levels),
+                accepted=tuple(len(tokens) - 1 for tokens in committed),
                 draft_seconds=spent["draft"],
                 verify_seconds=spent["verify"],
                 rest_seconds=spent["accept"] + spent["rest"],
@@ -341,7 +342,7 @@ class Engine:
         return left
 
     def _ready(self) -> list[LiveRow]:
-        """The rows that take part in rounds; one that is ready early (a prompt of one token) waits for those before it."""
+        """The rows that take part in rounds. One that is ready early (a prompt of one token) waits for its elders."""
         return list(takewhile(lambda row: row.ready, self._rows))
 
     def _caches(self) -> tuple[KVCache, ...]:
@@ -352,22 +353,10 @@ class Engine:
         try:
             return work()
         except BaseException:
-            for row in rows:
-                self._release(row)
+            with ExitStack() as leaving:  # goes on to the next row if the drafter fails again while it lets one go
+                for row in rows:
+                    leaving.callback(self._release, row)
             raise
-
-
-def ending(row: LiveRow, tokens: Sequence[int]) -> tuple[int, str | None]:
-    """How many of a round's tokens the row keeps, judged token by token as plain decoding would, and why it ends there."""
-    request, produced = row.request, row.length - row.prompt_length
-    for count, token in enumerate(tokens, start=1):
-        if token in request.eos_token_ids:
-            return count, "eos"
-        if row.transcript is not None and row.transcript.add(token):
-            return count, "stop"
-        if produced + count >= request.max_new_tokens:
-            return count, "length"
-    return len(tokens), None
 
 
 def read(

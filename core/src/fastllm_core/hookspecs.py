@@ -13,8 +13,8 @@ A plugin is a class:
             from .drafter import KangarooDrafter   # torch enters here, not at import
             return KangarooDrafter(self.options, context)
 
-A role's hook may answer None ("not mine"). The core's defaults stand behind every role but the drafter, without which
-decoding is plain. `@hookimpl(wrapper=True)` decorates what another plugin made: `inner = yield; return Quantized(inner)`.
+A role's hook may answer None ("not mine"). The core's defaults stand behind every role but the drafter; without one,
+decoding is plain. `@hookimpl(wrapper=True)` decorates what another made: `inner = yield; return Quantized(inner)`.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def tree(
 def ancestors(parents: Tensor) -> Tensor:
     """Which rows lie on the path from the root to each row, itself included: bool[B, W, W], without a host read.
 
-    parents: int64[B, N], node indices, -1 for the root. The path relation is the transitive closure of the parent relation,
-    so log2(W) squarings of the matrix find it.
+    parents: int64[B, N], node indices, -1 for the root. The path relation is the transitive closure of the parent
+    relation, so log2(W) squarings of the matrix find it.
     """
     batch, nodes = parents.shape
     width = nodes + 1

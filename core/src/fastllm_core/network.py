@@ -1,8 +1,8 @@
 """The forward port: how every network of a round is run, target, drafter and whatever a plugin adds.
 
-`Network.forward` is a pure function over fixed shapes: (tokens or hidden states, positions, mask, cache) -> (logits, chosen
-hidden states). The cache is an argument and is written in place. Nothing in it reads a tensor on the host, so that a back
-end may run it eagerly, compile it, or capture it.
+`Network.forward` is a pure function over fixed shapes: (tokens or hidden states, positions, mask, cache) -> (logits,
+chosen hidden states). The cache is an argument and is written in place. Nothing in it reads a tensor on the host, so
+that a back end may run it eagerly, compile it, or capture it.
 
 Shapes as in `protocols`; R is the number of rows of the forward.
 """
@@ -78,12 +78,14 @@ class Outputs:
 class SlotLayer(CacheLayerMixin):
     """One layer of a preallocated cache, as transformers wants to see it."""
 
+    keys: Tensor
+    values: Tensor
     is_compileable = True
     is_sliding = False
 
     def __init__(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """keys, values: float[B, heads, T, width].  slots: int64[B, 1, R, 1], where this forward's rows go."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.keys, self.values, self.slots = keys, values, slots
         self.is_initialized = True
 
@@ -155,8 +157,9 @@ class Network:
         probes = [ProbeLayer() for _ in range(self.layers)]
         zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         mask = torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
+        inputs = Inputs(zero, None, zero, zero, mask, None)
         with torch.inference_mode():
-            self._call(self.model, Inputs(zero, None, zero, zero, mask, None), Cache(layers=probes), 0, self.layers, {})
+            self._call(self.model, inputs, Cache(layers=[*probes]), 0, self.layers, {})
         return tuple(probe.shape for probe in probes)
 
     @torch.inference_mode()
@@ -175,7 +178,7 @@ class Network:
         """Run layers `start..stop-1` (all by default) over R rows, writing their keys and values into `cache`.
 
         Tokens enter at layer 0, hidden states at any. Logits are there if the last layer ran.
-        hidden_layers: which hidden states to return.  skip_*: layers whose attention or MLP adds nothing (whole model only).
+        hidden_layers: which hidden states to return.  skip_*: layers whose attention or MLP adds nothing.
         """
         end = self.layers if stop is None else stop
         model = self._view(start, end, skip_attention, skip_mlp)
@@ -193,7 +196,9 @@ class Network:
             return Outputs(None, {**hidden, end: answer.last_hidden_state})
         return Outputs(answer.logits, {layer: answer.hidden_states[layer - start] for layer in hidden_layers})
 
-    def _call(self, model: nn.Module, inputs: Inputs, cache: Cache, start: int, stop: int, wanted: dict[str, Any]) -> Any:
+    def _call(
+        self, model: nn.Module, inputs: Inputs, cache: Cache, start: int, stop: int, wanted: dict[str, Any]
+    ) -> Any:
         """Call the model's own forward with explicit positions and masks, so that it never builds its own."""
         positions = inputs.positions.clamp(max=self._last_position)  # padding may stand beyond the learned positions
         arguments = dict(wanted, **{self._cache_argument: cache}, position_ids=positions, use_cache=True)
@@ -226,7 +231,8 @@ class Network:
             return self.model
         if key not in self._views:
             if not 0 <= start < stop <= self.layers:
-                raise UnsupportedModel(f"layers {start}..{stop - 1} do not exist: the model has layers 0..{self.layers - 1}")
+                last = self.layers - 1
+                raise UnsupportedModel(f"layers {start}..{stop - 1} do not exist: the model has layers 0..{last}")
             model = skip_sublayers(self.model, attention, mlp) if attention or mlp else self.model
             self._views[key] = model if (start, stop) == (0, self.layers) else layer_range(model, start, stop)
         return self._views[key]
@@ -254,6 +260,8 @@ def _windows(config: Any, layers: int) -> tuple[tuple[str, int | None], ...]:
 
     A window is a mask over the full slot cache, not a ring: right for trees and for rollback.
     """
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        raise UnsupportedModel(f"{config.model_type}: its local attention masks by slot inside the model")
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
     known = {"full_attention": None, "sliding_attention": window}

@@ -7,11 +7,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from .clock import Clock
 from .compose import Selection, build_roles, make_kv_cache, select
@@ -19,13 +19,17 @@ from .config import Config, config_from, load_config
 from .context import Context
 from .controllers import make_controller
 from .device import Device, select_device
-from .engine import Engine, Event, Parts
+from .engine import Engine, Parts
 from .errors import RequestError
+from .generation import Generation, Piece, Settings
 from .models import LoadedModel, load_model
 from .network import Network
+from .prompts import Prompt, encode, is_batch
+from .probe import check_split, check_whole
 from .protocols import KVCache
-from .report import RunReport
 from .request import Request, SamplingParams
+from .rows import Event
+from .suggest import did_you_mean
 from .transcript import Transcript, text_of
 
 if TYPE_CHECKING:
@@ -33,66 +37,8 @@ if TYPE_CHECKING:
 
     from .protocols import Drafter
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""Text, token ids, or chat messages for the tokenizer's template."""
-
 DEFAULT_NEW_TOKENS = 256
 """Where neither the caller, the configuration nor the model says how long the text may get."""
-
-
-class Settings(TypedDict, total=False):
-    """How to continue a prompt; what is left out or None comes from the configuration, then from the model."""
-
-    max_new_tokens: int | None
-    """The most tokens to generate."""
-    temperature: float | None
-    """0 is greedy; anything above samples."""
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    """Truncation, as in `SamplingParams`."""
-    seed: int | None
-    """The same seed gives the same text."""
-    stop: str | Sequence[str] | None
-    """Strings at which the text ends, without them."""
-    ignore_eos: bool
-    """Go on past the tokens that end a text."""
-    speculate: bool
-    """False decodes this prompt plainly."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """The continuation of one prompt."""
-
-    text: str
-    """What was generated, without the prompt, without special tokens, cut before a stop string. Empty without a tokenizer."""
-    token_ids: tuple[int, ...]
-    """Generated tokens, up to and including the one that ended the text."""
-    finish_reason: str
-    """"eos", "stop" (a stop string) or "length"."""
-    prompt_token_ids: tuple[int, ...]
-    report: RunReport
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {
-            "text": self.text,
-            "token_ids": list(self.token_ids),
-            "finish_reason": self.finish_reason,
-            "report": self.report.to_dict(),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one round added to a stream."""
-
-    text: str
-    """New text; may be empty while a character or a stop string may still be under way."""
-    token_ids: tuple[int, ...]
-    result: Generation | None = None
-    """The whole generation, with the last piece."""
 
 
 class Pipeline:
@@ -101,7 +47,9 @@ class Pipeline:
     Thread-safe: threads may generate and stream at once, and then share rounds.
     """
 
-    def __init__(self, selection: Selection, target: LoadedModel, device: Device, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, selection: Selection, target: LoadedModel, device: Device, trust_remote_code: bool = False
+    ) -> None:
         """Compose the pipeline; `load` is the comfortable way here."""
         config = self.config = selection.config
         self.target = target
@@ -109,10 +57,12 @@ class Pipeline:
         self.device = device
         self.method = selection.method
         """The method's name; "plain" if nothing drafts."""
+        self._closed = False
         self._lock = threading.RLock()
         self._inbox: dict[int, deque[Event | BaseException]] = {}
         clock, caches = Clock(), list[KVCache]()
         network = Network(target, clock)
+        check_whole(network)
 
         def make_cache(of: Network) -> KVCache:
             caches.append(make_kv_cache(selection, context, of))
@@ -130,6 +80,8 @@ class Pipeline:
             make_cache=make_cache,
         )
         roles = build_roles(selection, context)
+        if roles.drafter is not None and roles.drafter.resume_layer is not None:
+            check_split(network, roles.drafter.resume_layer)
         self.roles = roles.names
         """Which plugin fills each role."""
         self.drafter: Drafter | None = roles.drafter
@@ -179,12 +131,15 @@ class Pipeline:
         The request is checked at once; work starts with the first piece.
         """
         request = self.request(prompt, **settings)
-        self.engine.check(request)
+        self._check(request)
         return self._stream(request)
 
     def request(self, prompt: Prompt, *, index: int = 0, **settings: Unpack[Settings]) -> Request:
         """The engine's request for a prompt: settings, then the configuration's, then the model's own defaults."""
-        ids = self.encode(prompt)
+        ids = encode(prompt, self.target)
+        for name in settings:
+            if name not in Settings.__annotations__:
+                raise RequestError(f"there is no setting '{name}'{did_you_mean(name, Settings.__annotations__)}")
         asked = {name: value for name, value in settings.items() if value is not None}
         defaults = {name: value for name, value in self.config.sampling.model_dump().items() if value is not None}
         chosen: dict[str, Any] = {**defaults, **asked}
@@ -192,7 +147,7 @@ class Pipeline:
         seed = chosen.get("seed")
         return Request(
             prompt=tuple(ids),
-            max_new_tokens=chosen.get("max_new_tokens") or self._default_new_tokens(len(ids)),
+            max_new_tokens=chosen.get("max_new_tokens", self._default_new_tokens(len(ids))),
             sampling=self._sampling(chosen),
             seed=None if seed is None else seed + index,
             eos_token_ids=frozenset() if chosen.get("ignore_eos") else self.target.eos_token_ids,
@@ -200,23 +155,12 @@ class Pipeline:
             speculate=chosen.get("speculate", True),
         )
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt."""
-        if not isinstance(prompt, str) and all(isinstance(part, int) for part in prompt):
-            return self._checked_ids([int(cast("int", part)) for part in prompt])
-        if self.target.tokenizer is None:
-            raise RequestError(f"'{self.target.name}' was loaded without a tokenizer: give token ids instead of text")
-        if isinstance(prompt, str):
-            return cast("list[int]", self.target.tokenizer(prompt).input_ids)
-        if self.target.tokenizer.chat_template is None:
-            raise RequestError(f"the tokenizer of '{self.target.name}' has no chat template: give plain text")
-        messages = [dict(cast("Mapping[str, Any]", message)) for message in prompt]
-        text = self.target.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return cast("list[int]", self.target.tokenizer(cast("str", text), add_special_tokens=False).input_ids)
-
     def close(self) -> None:
-        """Drop every row and let the drafter give back what it holds. The pipeline is of no use afterwards."""
+        """Drop every row and let the drafter give back what it holds. Whoever still waits for a row gets an error."""
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
             for row in list(self._inbox):
                 self.engine.cancel(row)
             if self.drafter is not None:
@@ -233,12 +177,6 @@ class Pipeline:
         self.close()
 
     # -- settings --------------------------------------------------------------------------------------------------
-
-    def _checked_ids(self, ids: list[int]) -> list[int]:
-        wrong = next((token for token in ids if not 0 <= token < self.target.vocab_size), None)
-        if wrong is not None:
-            raise RequestError(f"token id {wrong} does not exist: the vocabulary has {self.target.vocab_size} entries")
-        return ids
 
     def _default_new_tokens(self, prompt: int) -> int:
         """As many as the model's generation_config says, or DEFAULT_NEW_TOKENS, but no more than fit."""
@@ -257,9 +195,12 @@ class Pipeline:
 
     # -- driving the engine ----------------------------------------------------------------------------------------
 
+    def _check(self, request: Request) -> None:
+        if self._closed:
+            raise RequestError("the pipeline is closed")
+        self.engine.check(request)
+
     def _generate(self, requests: list[Request]) -> list[Generation]:
-        for request in requests:
-            self.engine.check(request)
         with self._rows(requests) as rows:
             return [self._finish(row, request) for row, request in zip(rows, requests, strict=True)]
 
@@ -296,6 +237,8 @@ class Pipeline:
     def _rows(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Rows for some requests, freed at the end whatever happened."""
         with self._lock:
+            for request in requests:
+                self._check(request)
             rows = [self.engine.add(request) for request in requests]
             self._inbox.update((row, deque()) for row in rows)
         try:
@@ -311,6 +254,8 @@ class Pipeline:
         while True:
             with self._lock:
                 if not self._inbox[row]:
+                    if not self.engine.holds(row):
+                        raise RequestError("the request was cancelled, or its pipeline closed")
                     self._step()
                 if self._inbox[row]:
                     event = self._inbox[row].popleft()
@@ -319,13 +264,15 @@ class Pipeline:
                     return event
 
     def _step(self) -> None:
-        """One step; if it fails, every row that it took down learns why."""
+        """One step; if it fails, every row that it took down learns why. An interrupt stops the caller in any case."""
         try:
             events = self.engine.step()
         except BaseException as error:
-            for row, inbox in self._inbox.items():
-                if not self.engine.holds(row) and not _ended(inbox):
-                    inbox.append(error)
+            lost = [row for row, inbox in self._inbox.items() if not self.engine.holds(row) and not _ended(inbox)]
+            for row in lost:
+                self._inbox[row].append(error)
+            if not lost or not isinstance(error, Exception):
+                raise
             return
         for event in events:
             if event.row in self._inbox:
@@ -389,11 +336,6 @@ def flatten_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             yield f"{prefix}{key}", value
 
 
-def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """Whether this is a list of prompts rather than one prompt."""
-    return not isinstance(prompt, str) and all(not isinstance(part, int | Mapping) for part in prompt)
-
-
 def _shown(transcript: Transcript, tokens: Sequence[int], *, last: bool) -> str:
     """Add a round's tokens to a stream's text; returns what may be shown of it now."""
     stopped = any(transcript.add(token) for token in tokens)
@@ -403,7 +345,8 @@ def _shown(transcript: Transcript, tokens: Sequence[int], *, last: bool) -> str:
 
 
 def _generation(request: Request, tokens: Sequence[int], text: str, event: Event) -> Generation:
-    assert event.finish_reason is not None and event.report is not None
+    assert event.finish_reason is not None
+    assert event.report is not None
     return Generation(text, tuple(tokens), event.finish_reason, request.prompt, event.report)
 
 

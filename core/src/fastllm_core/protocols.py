@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Proposal(StrEnum):
-    """How a drafter makes its tokens. The core picks the acceptance rule from it, so that no plugin pairs them wrongly."""
+    """How a drafter makes its tokens. The core picks the acceptance rule from it, so that nobody pairs them wrongly."""
 
     ONE_HOT = "one-hot"
     """Chosen without a known distribution: arg max, look-up, top-k children of a tree. Accepted by *match*."""
@@ -142,23 +142,27 @@ class Drafter(Protocol):
 
         hidden: float[1, stop - start, H] for each of `hidden_layers`.
         """
-        return None
+        return
 
     def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """The round is decided and committed: `batch.lengths` still says where it began, `row.tokens` has grown."""
-        return None
+        return
 
     def release(self, row: Row) -> None:
         """The row has left, finished, cancelled or failed: forget what was kept for it."""
-        return None
+        return
 
     def close(self) -> None:
         """The pipeline is closing: give back memory, files and threads."""
-        return None
+        return
 
 
 class Verifier(Protocol):
-    """Verification: what does the target say at every drafted node, in one forward?"""
+    """Verification: what does the target say at every drafted node, in one forward?
+
+    One that answers something else than the target would (a cheaper model, coarser numbers) says so with
+    `guarantee = Guarantee.LOSSY`; so does a cache that does not give back what was stored. Without it, they are exact.
+    """
 
     def score(self, batch: Batch, draft: Draft) -> Scores:
         """Score the root and every node, each with exactly its own prefix, and write their key/value rows.
@@ -202,7 +206,7 @@ class KVCache(Protocol):
         ...
 
     def commit(self, starts: Sequence[int], kept: Sequence[int], path: Tensor | None) -> None:
-        """Keep rows of the round: for batch row b, the root at slot `starts[b]` and the first `kept[b]` nodes of the path.
+        """Keep of each batch row b the root, at slot `starts[b]`, and the first `kept[b]` nodes of its path.
 
         path: int64[B, D], nodes as in `Verdict.path`, or None if the path is a chain and already lies in place.
         Sets `lengths[b] = starts[b] + 1 + kept[b]`.

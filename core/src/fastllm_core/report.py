@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .clock import PHASES
+
+if TYPE_CHECKING:
+    from .protocols import Draft
 
 
 @dataclass(slots=True)
@@ -23,9 +28,9 @@ class RunReport:
     rounds: int = 0
     """Target forwards after the prompt."""
     drafted_at: list[int] = field(default_factory=list)
-    """How often a token was drafted at each position of a draft (for a tree: at each depth of the kept path)."""
+    """Tokens drafted at each position of a draft (for a tree: at each level)."""
     accepted_at: list[int] = field(default_factory=list)
-    """How often it was accepted."""
+    """Of these, tokens that were accepted."""
     time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Seconds in prefill, draft, verify, accept and rest."""
     forward_time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -58,14 +63,18 @@ class RunReport:
         inside = sum(seconds for phase, seconds in self.forward_time.items() if phase != "prefill")
         return 1.0 - inside / rounds if rounds else 0.0
 
-    def count(self, drafted: int, accepted: int, committed: int) -> None:
-        """Add a round: tokens drafted, tokens accepted by the rule, tokens committed (fewer where the text ends)."""
-        self.rounds += 1
+    def count(self, drafted_at: Sequence[int], accepted: int, committed: int) -> None:
+        """Add a row's share of a round.
+
+        drafted_at: tokens drafted at each position.  accepted: tokens that the rule kept, one to a position.
+        committed: tokens that were added to the text, fewer where it ends.
+        """
         self.tokens += committed
-        self.drafted_at += [0] * (drafted - len(self.drafted_at))
-        self.accepted_at += [0] * (drafted - len(self.accepted_at))
-        for position in range(drafted):
-            self.drafted_at[position] += 1
+        missing = [0] * (len(drafted_at) - len(self.drafted_at))
+        self.drafted_at += missing
+        self.accepted_at += missing
+        for position, drafted in enumerate(drafted_at):
+            self.drafted_at[position] += drafted
             self.accepted_at[position] += position < accepted
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,3 +103,18 @@ class RunReport:
             parts.append(f"{self.accepted} of {self.drafted} drafted tokens accepted")
         spent = [f"{phase} {seconds:.2f}" for phase, seconds in self.time.items() if seconds >= 0.005]
         return "; ".join([*parts, "seconds: " + ", ".join(spent)] if spent else parts)
+
+
+def nodes_by_level(draft: Draft, lengths: Sequence[int]) -> list[list[int]]:
+    """How many tokens each row's draft has at each level: one at each position of a chain."""
+    if draft.parents is None:
+        return [[1] * length for length in lengths]
+    return [_levels(parents[:length]) for parents, length in zip(draft.parents.tolist(), lengths, strict=True)]
+
+
+def _levels(parents: Sequence[int]) -> list[int]:
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    counts = Counter(depths)
+    return [counts[depth] for depth in range(len(counts))]

@@ -17,8 +17,8 @@ _BROKEN = "\ufffd"
 class Transcript:
     """Decodes tokens one by one, as they follow the prompt, and finds stop strings.
 
-    The text is what decoding prompt and output together would show after the prompt. A character whose bytes are not all
-    there is held back. Special tokens are not shown.
+    The text is what decoding prompt and output together would show after the prompt. A character whose bytes are not
+    all there is held back. Special tokens are not shown.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:

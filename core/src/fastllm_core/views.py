@@ -1,7 +1,8 @@
 """Layer views: a part of a stock model that runs on the model's own weights, without a modelling file of ours.
 
 A view is a copy of the module tree that shares every parameter and buffer and owns its configuration. The user's model
-is never touched: what transformers hangs onto a module at run time (hooks, an attention implementation) lands on the copy.
+is never touched: what transformers hangs onto a module at run time (hooks, an attention implementation) lands on the
+copy.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from .errors import UnsupportedModel
 LAYER_LISTS = ("layers", "h", "blocks", "block")
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
 POSITIONS = ("wpe", "embed_positions")
+BEFORE_LAYERS = ("project_in",)
+AFTER_LAYERS = ("project_out",)
+EMBEDDING_FACTOR = "embedding_multiplier"
 ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 MLPS = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 
 
 def share(model: nn.Module) -> nn.Module:
-    """Copy the module tree of `model` in evaluation mode; parameters and buffers are shared, the configuration is owned."""
+    """Copy the module tree of `model` in evaluation mode: parameters and buffers are shared, the config is owned."""
     memo: dict[int, Any] = {}
     copy.deepcopy(getattr(model, "config", None), memo)
     return cast("nn.Module", _twin(model, memo))
@@ -50,7 +54,9 @@ def backbone(model: nn.Module) -> nn.Module:
     for inner in (base, getattr(base, "decoder", None), getattr(base, "language_model", None)):
         if isinstance(inner, nn.Module) and _find(inner, LAYER_LISTS) is not None:
             return inner
-    raise UnsupportedModel(f"{type(model).__name__}: no list of decoder layers found (looked for {', '.join(LAYER_LISTS)})")
+    raise UnsupportedModel(
+        f"{type(model).__name__}: no list of decoder layers found (looked for {', '.join(LAYER_LISTS)})"
+    )
 
 
 def layer_list(base: nn.Module) -> nn.ModuleList:
@@ -63,8 +69,8 @@ def layer_list(base: nn.Module) -> nn.ModuleList:
 def layer_range(model: nn.Module, start: int, stop: int) -> nn.Module:
     """Layers `start..stop-1` of a causal LM, as a module of the model's own class.
 
-    A lower part ends before the final norm. The copy's configuration is cut with its layers: with mixed attention, a view
-    that kept the whole model's layer types was off by 0.91 (docs/decisions/0003).
+    A lower part ends before the final norm. The copy's configuration is cut with its layers: with mixed attention, a
+    view that kept the whole model's layer types was off by 0.91 (tests/test_views.py).
     """
     view = share(model)
     base = backbone(view)
@@ -72,15 +78,27 @@ def layer_range(model: nn.Module, start: int, stop: int) -> nn.Module:
     total = len(layers)
     setattr(base, cast("str", _find(base, LAYER_LISTS)), nn.ModuleList(list(layers)[start:stop]))
     _cut_config(base.config, start, stop, total)
-    positions = _find(base, POSITIONS)
-    if start > 0 and positions is not None:  # GPT-2 and OPT would add learned positions to the hidden states again
-        setattr(base, positions, SilentPositions())
+    if start > 0:
+        _enter_above_embedding(base)
     if stop < total:
         norm = _find(base, FINAL_NORMS)
         if norm is None:
             raise UnsupportedModel(f"{type(model).__name__}: cannot be split into layers, no final norm found")
-        setattr(base, norm, nn.Identity())
+        for name in (norm, *_present(base, AFTER_LAYERS)):
+            setattr(base, name, nn.Identity())
     return view
+
+
+def _enter_above_embedding(base: Any) -> None:
+    """Undo what a backbone does to `inputs_embeds` before its first layer, since hidden states have been through it."""
+    for name in _present(base, POSITIONS):  # GPT-2 and OPT would add learned positions again
+        setattr(base, name, SilentPositions())
+    for name in _present(base, BEFORE_LAYERS):  # the OPT with narrow embeddings would project again
+        setattr(base, name, nn.Identity())
+    if hasattr(base, EMBEDDING_FACTOR):  # Granite would scale again
+        setattr(base, EMBEDDING_FACTOR, 1.0)
+    if hasattr(base.config, "mup_enabled"):  # so would AFMoE
+        base.config.mup_enabled = False
 
 
 def skip_sublayers(model: nn.Module, attention: frozenset[int], mlp: frozenset[int]) -> nn.Module:
@@ -124,7 +142,11 @@ class SilentMLP(nn.Module):
 
 
 def _find(module: nn.Module, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if isinstance(getattr(module, name, None), nn.Module)), None)
+    return next(iter(_present(module, names)), None)
+
+
+def _present(module: nn.Module, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if isinstance(getattr(module, name, None), nn.Module)]
 
 
 def _cut_config(config: Any, start: int, stop: int, total: int) -> None:

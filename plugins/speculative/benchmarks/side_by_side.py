@@ -1,7 +1,7 @@
 """fastllm and transformers side by side: plain and speculative greedy decoding of one pair, in one run.
 
-Prompt by prompt in turn, so that a machine that drifts slows all alike; the same weights, prompts, draft length and number of
-tokens; ratios of the same repeat, with their spread.
+Prompt by prompt in turn, so that a machine that drifts slows all alike; the same weights, prompts, draft length and
+number of tokens; ratios of the same repeat, with their spread.
 
     python plugins/speculative/benchmarks/side_by_side.py --model demo --dtype bfloat16
 """
@@ -18,13 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fastllm_core
 import torch
 import transformers
-from fastllm_core.models import resolve_model
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+import fastllm_core
+from fastllm_core.models import resolve_model
 
 PROMPTS = (
     "Once upon a time",
@@ -87,9 +88,7 @@ def compare(name: str, dtype: str, options: argparse.Namespace) -> dict[str, Any
 def pipeline(target: Any, tokenizer: Any, options: argparse.Namespace) -> fastllm_core.Pipeline:
     """Our pipeline around the very module that transformers runs; it is not changed."""
     draft = {"draft.controller": options.controller, "draft.length": options.draft_length}
-    return fastllm_core.load(
-        target, "speculative", tokenizer=tokenizer, config=draft, draft_model=options.draft_model
-    )
+    return fastllm_core.load(target, "speculative", tokenizer=tokenizer, config=draft, draft_model=options.draft_model)
 
 
 def our_arm(
@@ -187,9 +186,12 @@ def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
     threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {threads} threads, {capability}, torch {torch.__version__}, transformers {transformers.__version__}"
+    return (
+        f"{name}, {threads} threads, {capability}, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from ..errors import ConfigError
 from .settings import Debug, DeviceName, Dtype, examples
 
 if TYPE_CHECKING:
-    from ..pipeline import Generation, Pipeline
+    from ..generation import Generation
+    from ..pipeline import Pipeline
 
 PROMPTS = (
     "Once upon a time, there was a little girl named Lily.",
@@ -98,7 +99,9 @@ Generate = Callable[[str, bool], "Generation"]
 
 def _generator(pipeline: Pipeline, max_new_tokens: int, done: Callable[[], None]) -> Generate:
     def generate(prompt: str, speculate: bool) -> Generation:
-        result = pipeline.generate(prompt, max_new_tokens=max_new_tokens, temperature=0.0, speculate=speculate)
+        result: Generation = pipeline.generate(
+            prompt, max_new_tokens=max_new_tokens, temperature=0.0, speculate=speculate
+        )
         done()
         return result
 

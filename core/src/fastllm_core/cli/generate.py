@@ -14,7 +14,8 @@ from ..errors import RequestError
 from .settings import ConfigFile, Debug, DeviceName, Dtype, Method, Model, Settings, configure, examples
 
 if TYPE_CHECKING:
-    from ..pipeline import Generation, Pipeline
+    from ..generation import Generation
+    from ..pipeline import Pipeline
 
 
 @examples(

@@ -112,6 +112,10 @@ def _print(about: dict[str, Any]) -> None:
         table = Table("option", "type", "default", "what it does")
         for option in options:
             default = option["default"]
-            table.add_row(option["name"], option["type"], default if isinstance(default, str) else json.dumps(default),
+            table.add_row(option["name"], option["type"], _shown(default),
                           option["description"])  # fmt: skip
         console.print(table, markup=False)
+
+
+def _shown(default: object) -> str:
+    return default if isinstance(default, str) else "unset" if default is None else json.dumps(default)

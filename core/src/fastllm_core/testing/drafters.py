@@ -45,22 +45,27 @@ class Oracle(Scripted):
     No spoilt token forces full acceptance, all of them forces none.
     """
 
-    def __init__(self, continuations: Mapping[tuple[int, ...], Sequence[int]], spoil: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        continuations: Mapping[tuple[int, ...], Sequence[int]],
+        spoil: Callable[[int], bool],
+        vocab_size: int = 64,
+    ) -> None:
         """continuations: whole greedy sequences by prompt.  spoil: which positions of the sequence to get wrong."""
         self.continuations = {prompt: list(tokens) for prompt, tokens in continuations.items()}
-        self.spoil = spoil
+        self.spoil, self.vocab_size = spoil, vocab_size
         super().__init__(self._next)
 
     def _next(self, row: Row, count: int) -> Sequence[int]:
         known = self.continuations[row.request.prompt]
         positions = range(row.length, min(row.length + count, len(known)))
-        return [(known[i] + 1) % 64 if self.spoil(i) else known[i] for i in positions]
+        return [(known[i] + 1) % self.vocab_size if self.spoil(i) else known[i] for i in positions]
 
 
 class Branching(Drafter):
-    """A tree: a chain from a guess, and beside each of its nodes `branches` wrong siblings, in shuffled order of nodes.
+    """A tree: a chain from a guess, and before each of its nodes `branches` wrong siblings.
 
-    The chain's nodes are not the first ones, so that accepting them needs a real gather.
+    So the chain's nodes are not the first ones, and accepting them needs a real gather.
     """
 
     proposal = Proposal.ONE_HOT
@@ -111,6 +116,6 @@ class TableDrafter(Drafter):
         from ..sampling import draw
 
         count = max(batch.draft_lengths)
-        probs = self.probs.expand(len(batch), count, -1)
+        probs = self.probs.to(batch.device).expand(len(batch), count, -1)
         tokens = draw(probs, batch.uniforms(Purpose.DRAFT, count))
-        return Draft(tokens, torch.tensor(batch.draft_lengths), probs=probs)
+        return Draft(tokens, torch.tensor(batch.draft_lengths, device=batch.device), probs=probs)

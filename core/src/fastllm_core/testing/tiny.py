@@ -38,7 +38,8 @@ def tiny_model(family: str = "llama", *, seed: int = 0, sharpness: float = 8.0, 
                     parameter.normal_(0.0, 0.15)
             model.get_output_embeddings().weight.mul_(sharpness)
     model.generation_config.eos_token_id = settings.eos_token_id
-    return model.eval()
+    model.eval()
+    return model
 
 
 def tiny_tokenizer(size: int = 64) -> PreTrainedTokenizerFast:

@@ -5,7 +5,7 @@ Shapes: B rows of the batch, N drafted tokens, V vocabulary of the target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,7 +57,7 @@ class DraftModel(Drafter):
 
     def prefill(self, row: Row, start: int, stop: int, hidden: Mapping[int, Tensor]) -> None:
         """Read the same piece of the prompt as the target just did."""
-        read(self.network, self.cache, row.slot, row.tokens[start:stop], start)
+        self._read(row, start, stop)
 
     def propose(self, batch: Batch) -> Draft:
         """Draft `max(batch.draft_lengths)` tokens for every row; what a row did not ask for is padding.
@@ -80,7 +80,7 @@ class DraftModel(Drafter):
             else:
                 probs.append(warp(logits[:, None], batch.sampling))
                 tokens.append(draw(probs[-1][:, 0], uniforms[:, step]))
-        for row in batch.rows:
+        for row in _drafting(batch):
             self.cache.lengths[row.slot] = row.length - 1 + count  # the last draft has not been read
         lengths = torch.tensor(batch.draft_lengths, device=batch.device)
         return Draft(torch.stack(tokens, dim=1), lengths, probs=torch.cat(probs, dim=1) if probs else None)
@@ -92,20 +92,31 @@ class DraftModel(Drafter):
     def _first_logits(self, batch: Batch, extent: int) -> Tensor:
         """float[B, V] after the last committed token, reading whatever the cache lacks.
 
-        After a draft that was accepted whole it lacks two tokens, the last draft and the bonus; after plain rounds, more.
+        After a draft that was accepted whole it lacks two tokens, the last draft and the bonus; after plain rounds,
+        more. A row that drafts nothing is not worth reading for: its logits are padding.
         """
-        for row in batch.rows:
+        for row in _drafting(batch):
             have = self.cache.lengths[row.slot]
             if have < row.length - 2:
-                read(self.network, self.cache, row.slot, row.tokens[have : row.length - 2], have)
-        behind = any(self.cache.lengths[row.slot] < row.length - 1 for row in batch.rows)
+                self._read(row, have, row.length - 2)
+        behind = any(self.cache.lengths[row.slot] < row.length - 1 for row in _drafting(batch))
         width = 2 if behind else 1
         starts = [max(row.length - width, 0) for row in batch.rows]
         tokens = [(row.tokens[start:] * 2)[:width] for row, start in zip(batch.rows, starts, strict=True)]
-        inputs = chain(torch.tensor(tokens), torch.tensor(starts), extent).to(self.network.device)
+        known = torch.tensor([self._known(pair) for pair in tokens])
+        inputs = chain(known, torch.tensor(starts), extent).to(self.network.device)
         logits = self._logits(batch, inputs, extent)
         last = [row.length - 1 - start for row, start in zip(batch.rows, starts, strict=True)]
         return logits[torch.arange(len(last)), last]
+
+    def _read(self, row: Row, start: int, stop: int) -> None:
+        """Read some of a row's tokens into the cache."""
+        read(self.network, self.cache, row.slot, self._known(row.tokens[start:stop]), start)
+
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens with another id in place of those that only the target's vocabulary has: drafts there are worse."""
+        last = self.network.vocab_size - 1
+        return [min(token, last) for token in tokens]
 
     def _logits(self, batch: Batch, inputs: Inputs, extent: int) -> Tensor:
         """float[B, R, V] on the target's device, as wide as the target's vocabulary.
@@ -117,3 +128,8 @@ class DraftModel(Drafter):
         logits = outputs.logits.to(batch.device)
         missing = self.vocab_size - logits.shape[-1]
         return pad(logits, (0, missing), value=float("-inf")) if missing > 0 else logits[..., : self.vocab_size]
+
+
+def _drafting(batch: Batch) -> list[Row]:
+    """The rows that draft in this round."""
+    return [row for row, wanted in zip(batch.rows, batch.draft_lengths, strict=True) if wanted]

@@ -23,7 +23,8 @@ class SpeculativeOptions(Options):
     revision: str | None = Field(None, description="Branch, tag or commit of the drafter on the hub.")
     sample: bool = Field(
         True,
-        description="Draw drafts from the drafter's distribution when the target samples; false drafts its most likely token.",
+        description="Draw drafts from the drafter's distribution when the target samples; "
+        "false drafts its most likely token.",
     )
 
 

@@ -1,0 +1,64 @@
+"""What is asked of a pipeline and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from .report import RunReport
+
+
+class Settings(TypedDict, total=False):
+    """How to continue a prompt; what is left out or None comes from the configuration, then from the model."""
+
+    max_new_tokens: int | None
+    """The most tokens to generate."""
+    temperature: float | None
+    """0 is greedy; anything above samples."""
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    """Truncation, as in `SamplingParams`."""
+    seed: int | None
+    """The same seed gives the same text."""
+    stop: str | Sequence[str] | None
+    """Strings at which the text ends, without them."""
+    ignore_eos: bool
+    """Go on past the tokens that end a text."""
+    speculate: bool
+    """False decodes this prompt plainly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The continuation of one prompt."""
+
+    text: str
+    """What was generated: no prompt, no special tokens, cut before a stop string. Empty without a tokenizer."""
+    token_ids: tuple[int, ...]
+    """Generated tokens, up to and including the one that ended the text."""
+    finish_reason: str
+    """"eos", "stop" (a stop string) or "length"."""
+    prompt_token_ids: tuple[int, ...]
+    report: RunReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "report": self.report.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one round added to a stream."""
+
+    text: str
+    """New text; may be empty while a character or a stop string may still be under way."""
+    token_ids: tuple[int, ...]
+    result: Generation | None = None
+    """The whole generation, with the last piece."""

@@ -1,0 +1,100 @@
+"""Does the port give what the model itself gives? Asked once, before a model is used.
+
+A model that ignores explicit positions or masks, or keeps state outside its key/value cache, would silently write another
+text. A few forwards over eight tokens tell, whatever the architecture, where a list of known models would be out of date.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from . import layout
+from .cache import SlotCache
+from .errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from .network import Inputs, Network
+
+ROWS: Final = 8
+PORT: Final = "explicit positions and masks over a preallocated cache"
+TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest difference of a logit, as a share of the largest logit: rounding, and no more."""
+
+
+@torch.inference_mode()
+def check_whole(network: Network) -> None:
+    """Raise UnsupportedModel unless the port gives the model's own logits.
+
+    The port reads the first half as a chain and the second as a tree with a decoy, a node that no other may see.
+    """
+    tokens = _tokens(network)
+    own: Any = network.model(input_ids=tokens, use_cache=False)
+    try:
+        given = _chain_and_tree(network, tokens)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UnsupportedModel(f"{_name(network)} does not support {PORT}: {type(error).__name__}: {reason}") from error
+    _compare(network, given, own.logits, PORT)
+
+
+def _chain_and_tree(network: Network, tokens: Tensor) -> Tensor:
+    """float[1, ROWS, V] by way of the port."""
+    cut, cache = ROWS // 2, _cache(network)
+    first = _logits(network, cache, layout.chain(tokens[:, :cut], _start(network, 0), cache.capacity))
+    rest = tokens[:, cut:]
+    parents = torch.tensor([[-1, -1, *range(1, ROWS - cut - 1)]], device=network.device)  # node 0 is the decoy
+    sees = layout.ancestors(parents)
+    nodes = torch.cat([rest[:, :1], tokens[:, :1], rest[:, 1:]], dim=1)
+    inputs = layout.tree(nodes, sees, sees.sum(-1) - 1, _start(network, cut), cache.capacity)
+    second = _logits(network, cache, inputs)
+    return torch.cat([first, second[:, :1], second[:, 2:]], dim=1)
+
+
+@torch.inference_mode()
+def check_split(network: Network, layer: int) -> None:
+    """Raise UnsupportedModel unless layers `0..layer-1`, then the rest, give what the whole model gives."""
+    tokens, start, cache = _tokens(network), _start(network, 0), _cache(network)
+    whole = _logits(network, cache, layout.chain(tokens, start, cache.capacity))
+    layers = cache.layers(slice(0, 1), cache.capacity)
+    lower = network.forward(layout.chain(tokens, start, cache.capacity), layers, stop=layer)
+    inputs = layout.chain(tokens, start, cache.capacity, hidden=lower.hidden[layer])
+    upper = network.forward(inputs, layers, start=layer)
+    assert upper.logits is not None
+    _compare(network, upper.logits, whole, f"being run in two parts, cut before layer {layer}")
+
+
+def _tokens(network: Network) -> Tensor:
+    """int64[1, ROWS]: some tokens, all different where the vocabulary allows."""
+    return (torch.arange(ROWS, device=network.device) * 7 + 3)[None] % network.vocab_size
+
+
+def _cache(network: Network) -> SlotCache:
+    cache = SlotCache(network, block=2 * ROWS)
+    cache.reserve(1, 2 * ROWS)
+    return cache
+
+
+def _start(network: Network, position: int) -> Tensor:
+    return torch.tensor([position], device=network.device)
+
+
+def _logits(network: Network, cache: SlotCache, inputs: Inputs) -> Tensor:
+    logits = network.forward(inputs, cache.layers(slice(0, 1), cache.capacity)).logits
+    assert logits is not None
+    return logits
+
+
+def _compare(network: Network, given: Tensor, wanted: Tensor, what: str) -> None:
+    difference = (given.float() - wanted.float()).abs().max().item()
+    allowed = TOLERANCE.get(network.dtype, 1e-1) * wanted.float().abs().max().item()
+    if not difference <= allowed:  # also if it is not a number
+        raise UnsupportedModel(f"{_name(network)} does not support {what}: its logits change by {difference:.2g}")
+
+
+def _name(network: Network) -> str:
+    return f"model '{network.loaded.name}' ({type(network.loaded.model).__name__})"

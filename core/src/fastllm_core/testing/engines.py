@@ -1,0 +1,77 @@
+"""An engine around a drafter, without plugins, files or configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..acceptor import ExactAcceptor, Rule
+from ..cache import SlotCache
+from ..clock import Clock
+from ..config import Config
+from ..context import Context
+from ..controllers import make_controller
+from ..device import select_device
+from ..engine import Engine, Parts
+from ..models import load_model
+from ..network import Network
+from ..protocols import Drafter, Observer, Proposal
+from ..request import Request
+from ..verifier import TargetVerifier
+
+
+def make_engine(
+    model: PreTrainedModel,
+    drafter: Drafter | None = None,
+    *,
+    draft_length: int = 4,
+    acceptance: Rule = "auto",
+    controller: str = "fixed",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    observers: Sequence[Observer] = (),
+    **sizes: Any,
+) -> Engine:
+    """The core's own roles around a model on the CPU and a drafter. sizes: `max_rows` and `prefill_chunk`."""
+    target = load_model(model, tokenizer)
+    clock = Clock()
+    network = Network(target, clock)
+    cache = SlotCache(network)
+    context = Context(
+        config=Config(),
+        device=select_device("cpu", "float32"),
+        target=target,
+        network=network,
+        draft_length=draft_length,
+        cache=cache,
+        load_model=load_model,
+        make_network=Network,
+        make_cache=SlotCache,
+    )
+    parts = Parts(
+        network=network,
+        cache=cache,
+        verifier=TargetVerifier(context, drafter.hidden_layers if drafter else ()),
+        acceptor=ExactAcceptor(drafter.proposal if drafter else Proposal.ONE_HOT, acceptance),
+        controller=make_controller(controller, draft_length),
+        clock=clock,
+        drafter=drafter,
+        observers=observers,
+        tokenizer=tokenizer,
+    )
+    return Engine(parts, draft_length=draft_length, context_length=target.context_length, **sizes)
+
+
+def decode(engine: Engine, requests: Sequence[Request], *, every: int = 0) -> list[list[int]]:
+    """Run some requests to their ends and return each one's tokens. every: steps from one's joining to the next's."""
+    waiting = list(requests)
+    tokens: dict[int, list[int]] = {}
+    steps = 0
+    while waiting or not engine.idle:
+        while waiting and (not every or steps >= every * len(tokens)):
+            tokens[engine.add(waiting.pop(0))] = []
+        for event in engine.step():
+            tokens[event.row] += event.tokens
+        steps += 1
+    return list(tokens.values())

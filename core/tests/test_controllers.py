@@ -1,0 +1,194 @@
+"""Draft lengths against the formula, with simulated times and acceptances."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from fastllm_core.controllers import CostModel, Fixed, Heuristic, Round, expected_tokens, make_controller
+from fastllm_core.errors import ConfigError
+
+
+def round_of(drafted: int, accepted: int, *, row: int = 1, draft: float = 1.0, verify: float = 1.0) -> Round:
+    return Round((row,), (drafted,), (accepted,), draft * drafted, verify, 0.1)
+
+
+@dataclass
+class Machine:
+    """Rounds with known costs: `verify` seconds a forward, `slope` more for each node, `draft` for a drafted token."""
+
+    verify: float = 1.0
+    slope: float = 0.0
+    draft: float = 0.1
+    rest: float = 0.05
+    noise: float = 0.0
+    rng: random.Random = field(default_factory=lambda: random.Random(1))
+    seconds: float = 0.0
+    tokens: int = 0
+
+    def run(
+        self, controller: CostModel, rounds: int, acceptance: float | Callable[[int], float], rows: int = 1
+    ) -> list[int]:
+        """The lengths that were drafted."""
+        lengths = []
+        for number in range(rounds):
+            rate = acceptance(number) if callable(acceptance) else acceptance
+            length = controller.lengths(range(rows))[0]
+            accepted = tuple(self._accepted(length, rate) for _ in range(rows))
+            noise = 1 + self.noise * self.rng.random()
+            verify, draft = (self.verify + self.slope * length) * noise, self.draft * length * noise
+            controller.observe(Round(tuple(range(rows)), (length,) * rows, accepted, draft, verify, self.rest))
+            self.seconds += verify + draft + self.rest
+            self.tokens += sum(accepted) + rows
+            lengths.append(length)
+        return lengths
+
+    def _accepted(self, length: int, rate: float) -> int:
+        return next((i for i in range(length) if self.rng.random() >= rate), length)
+
+    def best(self, longest: int, rate: float) -> int:
+        """The arg max of the formula, over the lengths that the verifier has widths for."""
+        choices = [length for length in (0, 1, 2, 4, 8, 16, 32) if length < longest] + [longest]
+        return max(choices, key=lambda n: self.rate(n, rate))
+
+    def rate(self, length: int, rate: float) -> float:
+        return expected_tokens(rate, length) / (self.verify + (self.slope + self.draft) * length + self.rest)
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "length", "expected"),
+    [
+        *((0.8, 2, 2.440), (0.8, 4, 3.362), (0.8, 5, 3.689), (0.8, 7, 4.161), (0.8, 10, 4.571)),
+        *((0.6, 4, 2.306), (0.9, 5, 4.686)),
+        *((0.0, 5, 1.0), (1.0, 5, 6.0), (0.5, 0, 1.0)),
+    ],
+)
+def test_expected_tokens(acceptance: float, length: int, expected: float) -> None:
+    """The values of methods section 1."""
+    assert expected_tokens(acceptance, length) == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("cost", "acceptance", "length", "factor"),
+    [(0.05, 0.7, 6, 2.35), (0.1, 0.8, 6, 2.47), (0.2, 0.6, 2, 1.40), (0.02, 0.5, 4, 1.79), (0.1, 0.9, 10, 3.43)],
+)
+def test_the_formula_has_its_known_optimum(cost: float, acceptance: float, length: int, factor: float) -> None:
+    def speed_up(n: int) -> float:
+        return expected_tokens(acceptance, n) / (n * cost + 1)
+
+    assert max(range(25), key=speed_up) == length
+    assert speed_up(length) == pytest.approx(factor, abs=0.005)
+
+
+def test_fixed() -> None:
+    controller = Fixed(5)
+    controller.observe(round_of(5, 0))
+    controller.release(1)
+    assert controller.lengths([1, 2]) == [5, 5]
+
+
+def test_heuristic_adds_two_after_full_acceptance_and_takes_one_otherwise() -> None:
+    controller = Heuristic(6)
+    lengths = []
+    for accepted in (0, 4, 3, 3, 0, 2):
+        lengths += controller.lengths([1])
+        controller.observe(round_of(lengths[-1], min(accepted, lengths[-1])))
+    assert lengths == [6, 5, 4, 3, 5, 4]
+    for _ in range(9):
+        controller.observe(round_of(2, 0))
+    assert controller.lengths([1]) == [1]
+
+
+def test_heuristic_learns_nothing_from_a_round_without_drafts_and_keeps_rows_apart() -> None:
+    controller = Heuristic(6)
+    controller.observe(round_of(0, 0))
+    controller.observe(Round((1, 2), (6, 6), (6, 1), 1, 1, 1))
+    assert controller.lengths([1, 2, 3]) == [6, 5, 6]
+    controller.release(2)
+    assert controller.lengths([2]) == [6]
+
+
+@pytest.mark.parametrize("longest", [5, 8, 16])
+@pytest.mark.parametrize("acceptance", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize(("draft", "slope"), [(0.02, 0.0), (0.1, 0.0), (0.2, 0.02)])
+def test_auto_is_as_fast_as_the_best_length(longest: int, acceptance: float, draft: float, slope: float) -> None:
+    machine = Machine(draft=draft, slope=slope, noise=0.2)
+    lengths = machine.run(CostModel(longest), 2000, acceptance)
+    best = machine.best(longest, acceptance)
+    average = machine.tokens / machine.seconds
+    assert average * 1.1 > 0.93 * machine.rate(best, acceptance)  # noise makes every round 1.1 times as long
+    near = [n for n in range(longest + 1) if machine.rate(n, acceptance) > 0.95 * machine.rate(best, acceptance)]
+    assert sum(near[0] <= length <= near[-1] for length in lengths[50:]) > 0.85 * len(lengths[50:])
+
+
+def test_auto_with_certain_acceptance_takes_exactly_the_arg_max() -> None:
+    for draft, expected in ((0.02, 16), (0.3, 16), (1.2, 0)):
+        machine = Machine(draft=draft)
+        assert machine.best(16, 1.0) == expected
+        tail = machine.run(CostModel(16), 400, 1.0)[100:]
+        assert max(set(tail), key=tail.count) == expected
+
+
+@pytest.mark.parametrize(("draft", "acceptance"), [(0.1, 0.02), (0.6, 0.4), (1.5, 0.9)])
+def test_auto_drafts_nothing_where_drafting_does_not_pay(draft: float, acceptance: float) -> None:
+    machine = Machine(draft=draft, noise=0.1)
+    assert machine.best(5, acceptance) == 0
+    lengths = machine.run(CostModel(5), 5000, acceptance)
+    assert sum(length > 0 for length in lengths) < 0.02 * 5000
+    plain = 1 / (machine.verify * 1.05 + machine.rest)
+    assert machine.tokens / machine.seconds > 0.97 * plain  # probing costs at most 3 %
+
+
+def test_auto_recovers_when_acceptance_improves() -> None:
+    machine = Machine(draft=0.1)
+    controller = CostModel(5)
+    machine.run(controller, 400, 0.0)
+    lengths = machine.run(controller, 1500, 0.9)
+    assert sum(length >= 4 for length in lengths[-500:]) > 480
+
+
+def test_auto_measures_plain_decoding_now_and_then_while_drafting_pays() -> None:
+    lengths = Machine().run(CostModel(5), 1000, 0.9)
+    assert 5 <= lengths.count(0) <= 10
+
+
+def test_auto_times_each_batch_size_by_itself() -> None:
+    """One row: drafting pays. Eight rows on a machine that is busy then: it does not."""
+    controller = CostModel(5)
+    alone, crowd = Machine(), Machine(slope=2.0)
+    for _ in range(6):
+        alone.run(controller, 50, 0.8)
+        crowd.run(controller, 50, 0.8, rows=8)
+    assert min(sorted(alone.run(controller, 40, 0.8))[4:]) >= 4
+    assert max(sorted(crowd.run(controller, 40, 0.8, rows=8))[:-3]) == 0
+
+
+def test_auto_starts_afresh_with_each_request() -> None:
+    controller = CostModel(5)
+    start = controller.acceptance(0)
+    Machine().run(controller, 100, 0.0)
+    assert controller.acceptance(0) < 0.2
+    controller.release(0)
+    controller.release(0)
+    assert controller.acceptance(0) == start == 0.75
+
+
+def test_auto_keeps_rows_apart() -> None:
+    controller = CostModel(4)
+    for _ in range(50):
+        controller.observe(Round((1, 2), (4, 4), (4, 0), 0.1, 1.0, 0.1))
+    assert controller.acceptance(1) > 0.95
+    assert controller.acceptance(2) < 0.1
+    assert controller.acceptance(3) == 0.75
+
+
+def test_controllers_by_name() -> None:
+    kinds = {name: type(make_controller(name, 3)) for name in ("fixed", "heuristic", "auto")}
+    assert kinds == {"fixed": Fixed, "heuristic": Heuristic, "auto": CostModel}
+    with pytest.raises(
+        ConfigError, match=r"draft\.controller: 'best' does not exist; choose one of fixed, heuristic, auto"
+    ):
+        make_controller("best", 3)
