@@ -17,7 +17,7 @@ from fastllm_core.testing.engines import decode, make_engine
 
 V = 5
 COUNT = 3
-SAMPLES = 4000
+SAMPLES = 3000
 PROMPT = (1,)  # one token needs no prefill
 WARM = SamplingParams(temperature=1.3)
 DRAFTS = torch.tensor([0.05, 0.4, 0.1, 0.4, 0.05])
@@ -72,7 +72,7 @@ def chi_square(texts: list[Text], expected: dict[Text, float]) -> tuple[float, f
 def test_the_law_is_not_trivial() -> None:
     assert sum(law().values()) == pytest.approx(1)
     assert max(law().values()) < 0.2
-    assert sum(p * SAMPLES >= 5 for p in law().values()) > 60
+    assert sum(p * SAMPLES >= 5 for p in law().values()) > 50
 
 
 @pytest.mark.parametrize("rule", ["rejection", "match", "block"])

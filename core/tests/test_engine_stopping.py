@@ -64,9 +64,14 @@ DRAFTERS: dict[str, Callable[[], Drafter | None]] = {
 }
 
 
+@cache
+def engine_with(drafter: str) -> Engine:
+    return make_engine(model(), DRAFTERS[drafter](), tokenizer=TOKENIZER)
+
+
 def run(drafter: str, request: Request) -> tuple[list[int], Event]:
     """Tokens and the last event."""
-    engine = make_engine(model(), DRAFTERS[drafter](), tokenizer=TOKENIZER)
+    engine = engine_with(drafter)
     engine.add(request)
     tokens: list[int] = []
     while True:
@@ -111,7 +116,7 @@ def test_eos_wins_over_a_limit_that_falls_on_the_same_token() -> None:
     assert (tokens, event.finish_reason) == (text[: last + 1], "eos")
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_stop_strings_at_every_offset_of_a_block(drafter: str, size: int) -> None:
     text = greedy(prompt())

@@ -229,8 +229,8 @@ def test_seeds_of_a_list_count_up_and_each_text_is_the_text_alone(make: Make) ->
 @pytest.mark.parametrize("drafter", [None, Scripted(same)], ids=["plain", "drafting"])
 def test_a_stream_shows_what_generate_returns(make: Make, drafter: Drafter | None, stop: tuple[str, ...]) -> None:
     pipeline = make(drafter)
-    for seed in range(6):
-        settings: Any = {"max_new_tokens": 20, "temperature": 1.0, "seed": seed, "stop": stop}
+    for seed in range(3):
+        settings: Any = {"max_new_tokens": 16, "temperature": 1.0, "seed": seed, "stop": stop}
         whole = pipeline.generate(PROMPT, **settings)
         pieces = list(pipeline.stream(PROMPT, **settings))
         assert "".join(piece.text for piece in pieces) == whole.text == pieces[-1].result.text
@@ -402,9 +402,9 @@ def test_threads_share_rounds_and_get_their_own_texts(make: Make) -> None:
         try:
             start.wait(timeout=30)
             if index % 2:
-                answers[index] = list(pipeline.generate(prompts[index], max_new_tokens=40).token_ids)
+                answers[index] = list(pipeline.generate(prompts[index], max_new_tokens=20).token_ids)
             else:
-                pieces = pipeline.stream(prompts[index], max_new_tokens=40)
+                pieces = pipeline.stream(prompts[index], max_new_tokens=20)
                 answers[index] = [token for piece in pieces for token in piece.token_ids]
         except BaseException as error:
             failures.append(error)
@@ -415,9 +415,9 @@ def test_threads_share_rounds_and_get_their_own_texts(make: Make) -> None:
     for thread in threads:
         thread.join(timeout=60)
     assert not failures
-    assert [answers[i] for i in range(len(prompts))] == [generated(prompt, 40) for prompt in prompts]
-    assert pipeline.engine.report.tokens == 240
-    assert pipeline.engine.report.rounds < 240 / 1.5  # several rows to a round
+    assert [answers[i] for i in range(len(prompts))] == [generated(prompt, 20) for prompt in prompts]
+    assert pipeline.engine.report.tokens == 120
+    assert pipeline.engine.report.rounds < 120 / 1.5  # several rows to a round
     assert pipeline.engine.idle
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from fastllm_core import UnsupportedModel, load
 from fastllm_core.models import load_model
 from fastllm_core.network import Network

@@ -139,6 +139,8 @@ def depths(parents: Tensor) -> Tensor:
 def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
     # Every greedy round passes here: as few tensor operations as possible.
     count = tokens.shape[1]
+    if not count:
+        return Verdict(lengths, tokens, choices)
     row = torch.arange(count + 1, device=tokens.device)
     node = row[:count]
     hits = (tokens == choices[:, :count]) & (node < lengths[:, None])

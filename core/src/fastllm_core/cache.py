@@ -27,6 +27,7 @@ class SlotCache:
         self.capacity = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._views: dict[tuple[int, int, int], CacheLayers] = {}
 
     def reserve(self, rows: int, slots: int) -> None:
         """Make room for `rows` rows of `slots` slots. Rows double, so that joining one by one copies seldom."""
@@ -34,6 +35,7 @@ class SlotCache:
             return
         rows = max(rows, 2 * len(self.lengths) if rows > len(self.lengths) else len(self.lengths))
         self.capacity = max(self.capacity, self.extent(slots))
+        self._views.clear()
         self._keys = [self._grown(i, 1, rows) for i in range(self.network.layers)]
         self._values = [self._grown(i, 2, rows) for i in range(self.network.layers)]
         self.lengths += [0] * (rows - len(self.lengths))
@@ -55,11 +57,17 @@ class SlotCache:
         return -(-slots // self.block) * self.block
 
     def layers(self, rows: slice, extent: int) -> CacheLayers:
-        """The first `extent` slots of some rows, without a copy."""
-        return [
-            (keys[rows, :, :extent], values[rows, :, :extent]) if keys.numel() else (keys, values)
-            for keys, values in zip(self._keys, self._values, strict=True)
-        ]
+        """The first `extent` slots of some rows, without a copy.
+
+        Views are kept until the cache grows: a round asks for the same few again and again.
+        """
+        key = (rows.start, rows.stop, extent)
+        if key not in self._views:
+            self._views[key] = [
+                (keys[rows, :, :extent], values[rows, :, :extent]) if keys.numel() else (keys, values)
+                for keys, values in zip(self._keys, self._values, strict=True)
+            ]
+        return self._views[key]
 
     @torch.inference_mode()
     def commit(self, starts: Sequence[int], kept: Sequence[int], path: Tensor | None) -> None:

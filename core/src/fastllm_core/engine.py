@@ -199,7 +199,7 @@ class Engine:
         with parts.clock.phase("prefill"):
             wanted = drafter.hidden_layers if drafter else ()
             hidden = read(parts.network, parts.cache, row.slot, row.tokens[start:stop], start, hidden_layers=wanted)
-            if drafter:
+            if drafter and row.request.speculate:
                 drafter.prefill(row, start, stop, hidden)
         row.prefilled = stop
         return stop - start
@@ -372,7 +372,7 @@ def read(
 
     Returns the hidden states asked for, float[1, len(tokens), H] each.
     """
-    width = max(8, 1 << (len(tokens) - 1).bit_length())
+    width = 1 << (len(tokens) - 1).bit_length()
     padded = torch.tensor([[*tokens, *[tokens[-1]] * (width - len(tokens))]], device=network.device)
     extent = min(cache.extent(start + width), cache.capacity)
     inputs = layout.chain(padded, torch.tensor([start], device=network.device), extent)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .attention import FEW_ROWS
 from .clock import Clock
 from .errors import UnsupportedModel
 from .views import backbone, layer_list, layer_range, share, skip_sublayers
@@ -139,6 +140,8 @@ class Network:
         self.model = _with_explicit_masks(share(loaded.model))
         self.device, self.dtype = loaded.device, loaded.dtype
         self._views: dict[tuple[object, ...], nn.Module] = {}
+        self._seen = torch.zeros((), dtype=self.dtype, device=self.device)
+        self._blocked = torch.full((), torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device)
         base = backbone(self.model)
         self.layers = len(layer_list(base))
         self.config: Any = base.config
@@ -222,8 +225,7 @@ class Network:
             if keys is None:
                 keys = torch.arange(seen.shape[2], device=seen.device)[None]
             seen = seen & (inputs.positions[:, :, None] - keys[:, None] < window)
-        blocked = torch.finfo(self.dtype).min
-        return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, blocked)[:, None]
+        return torch.where(seen, self._seen, self._blocked)[:, None]
 
     def _view(self, start: int, stop: int, attention: frozenset[int], mlp: frozenset[int]) -> nn.Module:
         key = (start, stop, attention, mlp)
@@ -241,8 +243,8 @@ class Network:
 def _with_explicit_masks(model: nn.Module) -> nn.Module:
     """Fall back to an attention that takes an explicit mask, if the model was loaded with one that cannot."""
     config: Any = model.config
-    if config._attn_implementation not in ("eager", "sdpa"):
-        config._attn_implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+    if config._attn_implementation != "eager":
+        config._attn_implementation = FEW_ROWS if getattr(model, "_supports_sdpa", False) else "eager"
     return model
 
 

@@ -24,8 +24,8 @@ from .errors import RequestError
 from .generation import Generation, Piece, Settings
 from .models import LoadedModel, load_model
 from .network import Network
-from .prompts import Prompt, encode, is_batch
 from .probe import check_split, check_whole
+from .prompts import Prompt, encode, is_batch
 from .protocols import KVCache
 from .request import Request, SamplingParams
 from .rows import Event

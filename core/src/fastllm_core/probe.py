@@ -1,7 +1,8 @@
 """Does the port give what the model itself gives? Asked once, before a model is used.
 
-A model that ignores explicit positions or masks, or keeps state outside its key/value cache, would silently write another
-text. A few forwards over eight tokens tell, whatever the architecture, where a list of known models would be out of date.
+A model that ignores explicit positions or masks, or keeps state outside its key/value cache, would silently write
+another text. A few forwards over eight tokens tell, whatever the architecture, where a list of known models would be
+out of date.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class Drafter(Protocol):
         ...
 
     def prefill(self, row: Row, start: int, stop: int, hidden: Mapping[int, Tensor]) -> None:
-        """The target has read prompt tokens `start..stop-1` of a joining row.
+        """The target has read prompt tokens `start..stop-1` of a joining row that wants to speculate.
 
         hidden: float[1, stop - start, H] for each of `hidden_layers`.
         """

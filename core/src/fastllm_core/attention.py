@@ -1,0 +1,61 @@
+"""Scaled dot-product attention for few rows over a cache, without copying grouped keys and values.
+
+transformers repeats the key and value heads for every group of query heads, unless there is a single row. A round has a
+few: the rows of a group can stand below each other instead, as more rows of one head.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+FEW_ROWS: Final = "fastllm_few_rows"
+"""Its name among transformers' attention implementations."""
+MOST_ROWS: Final = 64
+"""Above this the copies are small beside the arithmetic."""
+_PLAIN: Final = {
+    "position_ids",
+    "is_causal",
+    "use_cache",
+    "output_hidden_states",
+    "output_attentions",
+    "sliding_window",
+}
+"""Arguments that change nothing where an explicit mask is given."""
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Attention by transformers' protocol.
+
+    query: float[B, heads, R, width].  key, value: float[B, key heads, T, width].  attention_mask: float[B, 1, R, T].
+    Returns float[B, R, heads, width]. Whatever is not plain attention with a mask goes the way of `sdpa`.
+    """
+    groups = query.shape[1] // key.shape[1]
+    special = any(value is not None for name, value in more.items() if name not in _PLAIN)
+    if groups == 1 or query.shape[2] == 1 or query.shape[2] > MOST_ROWS or special or attention_mask is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
+        )
+    batch, heads, rows, width = query.shape
+    stacked = query.reshape(batch, key.shape[1], groups * rows, width)
+    mask = attention_mask.repeat(1, 1, groups, 1)
+    out = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, heads, rows, -1).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(FEW_ROWS, attend)
+AttentionMaskInterface.register(FEW_ROWS, sdpa_mask)
