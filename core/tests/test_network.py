@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fastllm_core.attention import FEW_ROWS
 from fastllm_core.cache import SlotCache
 from fastllm_core.clock import Clock
 from fastllm_core.engine import read
@@ -129,13 +130,19 @@ def test_attention_without_explicit_masks_falls_back_on_the_copy(implementation:
     cache.reserve(1, ROWS)
     rows = chain(some_tokens(1), torch.zeros(1, dtype=torch.long), 64)
     assert close(network.forward(rows, cache.layers(slice(0, 1), 64)).logits, expected)
-    assert (network.config._attn_implementation, model.config._attn_implementation) == ("sdpa", implementation)
+    assert (network.config._attn_implementation, model.config._attn_implementation) == (FEW_ROWS, implementation)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_with_explicit_masks_is_kept(implementation: str) -> None:
-    model = tiny_model(attn_implementation=implementation)
-    assert network_of(model).config._attn_implementation == implementation
+@pytest.mark.parametrize(
+    ("family", "asked", "taken"),
+    [("llama", "eager", "eager"), ("llama", "sdpa", FEW_ROWS), ("falcon", "sdpa", "sdpa"), ("gpt_oss", None, "eager")],
+)
+def test_the_attention_that_was_asked_for_is_kept(family: str, asked: str | None, taken: str) -> None:
+    """Ours stands in for sdpa where a model looks its attention up by name; Falcon has the choice in its forward."""
+    model = tiny_model(family, **({"attn_implementation": asked} if asked else {}))
+    before = model.config._attn_implementation
+    assert network_of(model).config._attn_implementation == taken
+    assert model.config._attn_implementation == before
 
 
 def test_an_unknown_kind_of_attention_is_refused() -> None:

@@ -244,7 +244,10 @@ def _with_explicit_masks(model: nn.Module) -> nn.Module:
     """Fall back to an attention that takes an explicit mask, if the model was loaded with one that cannot."""
     config: Any = model.config
     if config._attn_implementation != "eager":
-        config._attn_implementation = FEW_ROWS if getattr(model, "_supports_sdpa", False) else "eager"
+        config._attn_implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+    # Models that look their attention up by name take ours; others (Falcon) have the choice written into their forward.
+    if config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False):
+        config._attn_implementation = FEW_ROWS
     return model
 
 
