@@ -17,7 +17,6 @@ help:
 	@echo "make clean  remove .venv and caches"
 
 demo: $(INSTALLED)
-	@$(BIN)/fastllm generate "Once upon a time" --max-new-tokens 120 --stream
 	@$(BIN)/fastllm demo
 
 test: $(INSTALLED)
