@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +29,7 @@ class Comparison:
     """Plain and speculative decoding of the same prompts, in turn."""
 
     plain_s: list[float] = field(default_factory=list)
-    """Seconds of each run over all prompts."""
+    """Seconds of each run."""
     speculative_s: list[float] = field(default_factory=list)
     tokens: int = 0
     rounds: int = 0
@@ -80,17 +80,17 @@ def demo(
 
 
 def compare(pipeline: Pipeline, runs: int, max_new_tokens: int) -> Comparison:
-    """Time both ways, prompt by prompt in turn, so that whatever slows the machine down slows both."""
+    """Time both ways in turn, so that whatever slows the machine down slows both; each run has the next prompt."""
     from rich.console import Console
     from rich.progress import Progress
 
     comparison = Comparison()
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("comparing with plain decoding", total=2 * len(PROMPTS) * (runs + 1))
+        task = progress.add_task("comparing with plain decoding", total=2 * (runs + 1))
         generate = _generator(pipeline, max_new_tokens, lambda: progress.advance(task))
-        _run(Comparison(), generate)  # the first run is slower than the others: caches are cold, costs unknown
-        for _ in range(runs):
-            _run(comparison, generate)
+        _run(Comparison(), generate, PROMPTS[0])  # the first run is slower than the others: caches are cold
+        for run in range(runs):
+            _run(comparison, generate, PROMPTS[run % len(PROMPTS)])
     return comparison
 
 
@@ -108,22 +108,18 @@ def _generator(pipeline: Pipeline, max_new_tokens: int, done: Callable[[], None]
     return generate
 
 
-def _run(comparison: Comparison, generate: Generate, prompts: Sequence[str] = PROMPTS) -> None:
-    """One run over every prompt, both ways."""
-    plain_s = speculative_s = 0.0
-    for prompt in prompts:
-        start = time.perf_counter()
-        plain = generate(prompt, False)
-        middle = time.perf_counter()
-        fast = generate(prompt, True)
-        plain_s += middle - start
-        speculative_s += time.perf_counter() - middle
-        comparison.tokens += fast.report.tokens
-        comparison.rounds += fast.report.rounds
-        comparison.compared += 1
-        comparison.differing += plain.token_ids != fast.token_ids
-    comparison.plain_s.append(plain_s)
-    comparison.speculative_s.append(speculative_s)
+def _run(comparison: Comparison, generate: Generate, prompt: str) -> None:
+    """One prompt, both ways."""
+    start = time.perf_counter()
+    plain = generate(prompt, False)
+    middle = time.perf_counter()
+    fast = generate(prompt, True)
+    comparison.plain_s.append(middle - start)
+    comparison.speculative_s.append(time.perf_counter() - middle)
+    comparison.tokens += fast.report.tokens
+    comparison.rounds += fast.report.rounds
+    comparison.compared += 1
+    comparison.differing += plain.token_ids != fast.token_ids
 
 
 def _tell(pipeline: Pipeline, max_new_tokens: int) -> None:
