@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from .clock import Clock
-from .compose import Selection, build_roles, make_kv_cache, select
+from .compose import Roles, Selection, build_roles, make_kv_cache, select
 from .config import Config, config_from, load_config
 from .context import Context
 from .controllers import make_controller
@@ -51,7 +51,7 @@ class Pipeline:
         self, selection: Selection, target: LoadedModel, device: Device, trust_remote_code: bool = False
     ) -> None:
         """Compose the pipeline; `load` is the comfortable way here."""
-        config = self.config = selection.config
+        self.config = selection.config
         self.target = target
         """The target: `.model`, `.tokenizer`, `.name`."""
         self.device = device
@@ -60,52 +60,12 @@ class Pipeline:
         self._closed = False
         self._lock = threading.RLock()
         self._inbox: dict[int, deque[Event | BaseException]] = {}
-        clock, caches = Clock(), list[KVCache]()
-        network = Network(target, clock)
-        check_whole(network)
-
-        def make_cache(of: Network) -> KVCache:
-            caches.append(make_kv_cache(selection, context, of))
-            return caches[-1]
-
-        context = Context(
-            config=config,
-            device=device,
-            target=target,
-            network=network,
-            draft_length=config.draft.length,
-            cache=None,
-            load_model=partial(load_model, trust_remote_code=trust_remote_code),
-            make_network=lambda loaded: Network(loaded, clock),
-            make_cache=make_cache,
-        )
-        roles = build_roles(selection, context)
-        if roles.drafter is not None and roles.drafter.resume_layer is not None:
-            check_split(network, roles.drafter.resume_layer)
+        roles, self.engine = assemble(selection, target, device, trust_remote_code)
+        """The stepper below `generate` and `stream`, for whoever drives rounds himself."""
         self.roles = roles.names
         """Which plugin fills each role."""
         self.drafter: Drafter | None = roles.drafter
         """The drafter, with a `.model` where it has one; None if decoding is plain."""
-        parts = Parts(
-            network=network,
-            cache=roles.cache,
-            verifier=roles.verifier,
-            acceptor=roles.acceptor,
-            controller=make_controller(config.draft.controller, config.draft.length),
-            clock=clock,
-            drafter=roles.drafter,
-            drafter_caches=[cache for cache in caches if cache is not roles.cache],
-            observers=roles.observers,
-            tokenizer=target.tokenizer,
-        )
-        self.engine = Engine(
-            parts,
-            draft_length=config.draft.length,
-            context_length=target.context_length,
-            max_rows=config.engine.max_rows,
-            prefill_chunk=config.engine.prefill_chunk,
-        )
-        """The stepper below `generate` and `stream`, for whoever drives rounds himself."""
         if target.generation.unapplied:
             logging.getLogger("fastllm").warning(
                 "%s: its generation_config sets %s, which fastllm does not apply yet",
@@ -277,6 +237,54 @@ class Pipeline:
         for event in events:
             if event.row in self._inbox:
                 self._inbox[event.row].append(event)
+
+
+def assemble(
+    selection: Selection, target: LoadedModel, device: Device, trust_remote_code: bool = False
+) -> tuple[Roles, Engine]:
+    """The roles of a pipeline and the engine that runs them. Raises UnsupportedModel if the port does not fit."""
+    config, clock, caches = selection.config, Clock(), list[KVCache]()
+    network = Network(target, clock)
+    check_whole(network)
+
+    def make_cache(of: Network) -> KVCache:
+        caches.append(make_kv_cache(selection, context, of))
+        return caches[-1]
+
+    context = Context(
+        config=config,
+        device=device,
+        target=target,
+        network=network,
+        draft_length=config.draft.length,
+        cache=None,
+        load_model=partial(load_model, trust_remote_code=trust_remote_code),
+        make_network=lambda loaded: Network(loaded, clock),
+        make_cache=make_cache,
+    )
+    roles = build_roles(selection, context)
+    if roles.drafter is not None and roles.drafter.resume_layer is not None:
+        check_split(network, roles.drafter.resume_layer)
+    parts = Parts(
+        network=network,
+        cache=roles.cache,
+        verifier=roles.verifier,
+        acceptor=roles.acceptor,
+        controller=make_controller(config.draft.controller, config.draft.length),
+        clock=clock,
+        drafter=roles.drafter,
+        drafter_caches=[cache for cache in caches if cache is not roles.cache],
+        observers=roles.observers,
+        tokenizer=target.tokenizer,
+    )
+    engine = Engine(
+        parts,
+        draft_length=config.draft.length,
+        context_length=target.context_length,
+        max_rows=config.engine.max_rows,
+        prefill_chunk=config.engine.prefill_chunk,
+    )
+    return roles, engine
 
 
 def load(
