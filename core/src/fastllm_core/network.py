@@ -111,6 +111,8 @@ class SlotLayer(CacheLayerMixin):
         """The extent."""
         return int(self.keys.shape[2])
 
+    get_max_cache_shape = get_max_length  # its name in the first releases of transformers 5
+
 
 class ProbeLayer(SlotLayer):
     """A layer without a store, which notes the shapes that a model writes."""
