@@ -19,10 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .adapters import Adapter, adapter_for
 from .attention import FEW_ROWS
 from .clock import Clock
 from .errors import UnsupportedModel
-from .views import backbone, layer_list, layer_range, share, skip_sublayers
+from .spans import Span, spans_of
+from .twin import share
+from .views import backbone, layer_list, layer_range, skip_sublayers
 
 if TYPE_CHECKING:
     from .models import LoadedModel
@@ -135,20 +138,28 @@ class ProbeLayer(SlotLayer):
 class Network:
     """A Hugging Face causal LM, or a view of one, behind the forward port."""
 
-    def __init__(self, loaded: LoadedModel, clock: Clock | None = None) -> None:
-        """loaded: the model; it is copied (weights shared) and never mutated.  clock: counts the time of forwards."""
+    def __init__(self, loaded: LoadedModel, clock: Clock | None = None, adapters: Sequence[Adapter] = ()) -> None:
+        """loaded: the model; it is copied (weights shared) and never mutated.  clock: counts the time of forwards.
+
+        adapters: what plugins know of model families; the core's own table comes after them.
+        """
         self.loaded = loaded
         self.clock = clock or Clock()
+        self.adapter = adapter_for(loaded.model.config, adapters)
+        if self.adapter.refuse:
+            raise UnsupportedModel(f"model '{loaded.name}' ({type(loaded.model).__name__}) {self.adapter.refuse}")
         self.model = _with_explicit_masks(share(loaded.model))
         self.device, self.dtype = loaded.device, loaded.dtype
         self._views: dict[tuple[object, ...], nn.Module] = {}
         self._seen = torch.zeros((), dtype=self.dtype, device=self.device)
         self._blocked = torch.full((), torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device)
-        base = backbone(self.model)
-        self.layers = len(layer_list(base))
+        base = backbone(self.model, self.adapter)
+        if self.adapter.prepare is not None:
+            self.adapter.prepare(base)
+        self.layers = len(layer_list(base, self.adapter))
         self.config: Any = base.config
         self._cache_argument = _cache_argument(self.model)
-        self._windows = _windows(self.config, self.layers)
+        self._spans = spans_of(self.config, self.layers)
         self._last_position = (loaded.context_length or 1 << 30) - 1
 
     @property
@@ -212,21 +223,19 @@ class Network:
             arguments["input_ids"] = inputs.tokens
         else:
             arguments["inputs_embeds"] = inputs.hidden
-        return (model if stop == self.layers else backbone(model))(**arguments)
+        return (model if stop == self.layers else backbone(model, self.adapter))(**arguments)
 
     def _masks(self, inputs: Inputs, start: int, stop: int) -> Tensor | dict[str, Tensor]:
         """Additive masks float[B, 1, R, T]: one, or one for each attention type of the layers that run."""
-        kinds = self._windows[start:stop]
-        masks = {kind: self._mask(inputs, window) for kind, window in dict(kinds).items()}
-        return masks if len(set(dict(self._windows))) > 1 else next(iter(masks.values()))
+        kinds = dict(self._spans[start:stop])
+        masks = {kind: self._mask(inputs, span) for kind, span in kinds.items()}
+        return masks if len(dict(self._spans)) > 1 else next(iter(masks.values()))
 
-    def _mask(self, inputs: Inputs, window: int | None) -> Tensor:
-        seen = inputs.mask
-        if window is not None:
-            keys = inputs.key_positions
-            if keys is None:
-                keys = torch.arange(seen.shape[2], device=seen.device)[None]
-            seen = seen & (inputs.positions[:, :, None] - keys[:, None] < window)
+    def _mask(self, inputs: Inputs, span: Span) -> Tensor:
+        keys = inputs.key_positions
+        if keys is None:
+            keys = torch.arange(inputs.mask.shape[2], device=inputs.mask.device)[None]
+        seen = span.narrow(inputs.mask, inputs.positions, keys)
         return torch.where(seen, self._seen, self._blocked)[:, None]
 
     def _view(self, start: int, stop: int, attention: frozenset[int], mlp: frozenset[int]) -> nn.Module:
@@ -237,8 +246,10 @@ class Network:
             if not 0 <= start < stop <= self.layers:
                 last = self.layers - 1
                 raise UnsupportedModel(f"layers {start}..{stop - 1} do not exist: the model has layers 0..{last}")
-            model = skip_sublayers(self.model, attention, mlp) if attention or mlp else self.model
-            self._views[key] = model if (start, stop) == (0, self.layers) else layer_range(model, start, stop)
+            model = skip_sublayers(self.model, attention, mlp, self.adapter) if attention or mlp else self.model
+            if (start, stop) != (0, self.layers):
+                model = layer_range(model, start, stop, self.adapter)
+            self._views[key] = model
         return self._views[key]
 
 
@@ -260,19 +271,3 @@ def _cache_argument(model: nn.Module) -> str:
         if name in names:
             return name
     raise UnsupportedModel(f"{type(model).__name__}: its forward takes no key/value cache")
-
-
-def _windows(config: Any, layers: int) -> tuple[tuple[str, int | None], ...]:
-    """Attention type and sliding window (None: full attention) of every layer.
-
-    A window is a mask over the full slot cache, not a ring: right for trees and for rollback.
-    """
-    if "local" in (getattr(config, "attention_layers", None) or ()):
-        raise UnsupportedModel(f"{config.model_type}: its local attention masks by slot inside the model")
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
-    known = {"full_attention": None, "sliding_attention": window}
-    for kind in types:
-        if kind not in known:
-            raise UnsupportedModel(f"{config.model_type}: attention of type '{kind}' is not supported")
-    return tuple((kind, known[kind]) for kind in types)

@@ -2,118 +2,113 @@
 
 A view is a copy of the module tree that shares every parameter and buffer and owns its configuration. The user's model
 is never touched: what transformers hangs onto a module at run time (hooks, an attention implementation) lands on the
-copy.
+copy. Where a family keeps its layers, and what else it needs, says its `Adapter`.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
+from .adapters import Adapter, Names
 from .errors import UnsupportedModel
+from .twin import share
 
-LAYER_LISTS = ("layers", "h", "blocks", "block")
-FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
-POSITIONS = ("wpe", "embed_positions")
-BEFORE_LAYERS = ("project_in",)
-AFTER_LAYERS = ("project_out",)
-EMBEDDING_FACTOR = "embedding_multiplier"
-ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
-MLPS = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+DEFAULT: Final = Adapter()
+WRAPPERS: Final = ("decoder", "language_model", "text_model", "model", "transformer")
+"""What may stand between a causal LM and the module that holds its layers: OPT's decoder, a multimodal model's text."""
 
 
-def share(model: nn.Module) -> nn.Module:
-    """Copy the module tree of `model` in evaluation mode: parameters and buffers are shared, the config is owned."""
-    memo: dict[int, Any] = {}
-    copy.deepcopy(getattr(model, "config", None), memo)
-    return cast("nn.Module", _twin(model, memo))
-
-
-def _twin(value: Any, memo: dict[int, Any]) -> Any:
-    """The copy's counterpart of an attribute: modules and configurations get their own, all else stays shared."""
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, nn.Module):
-        twin = memo[id(value)] = value.__class__.__new__(value.__class__)
-        twin.__dict__.update({name: _twin(item, memo) for name, item in value.__dict__.items()})
-        twin.__dict__["training"] = False
-        return twin
-    if type(value) in (dict, list, tuple) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        twins = {key: _twin(item, memo) for key, item in items}
-        return twins if isinstance(value, dict) else type(value)(twins.values())
-    return copy.copy(value) if isinstance(value, dict) else value
-
-
-def backbone(model: nn.Module) -> nn.Module:
+def backbone(model: nn.Module, adapter: Adapter = DEFAULT) -> nn.Module:
     """The part of a causal LM that holds the decoder layers: below the head, and below a wrapper such as OPT's."""
     base = getattr(model, getattr(model, "base_model_prefix", ""), model)
-    for inner in (base, getattr(base, "decoder", None), getattr(base, "language_model", None)):
-        if isinstance(inner, nn.Module) and _find(inner, LAYER_LISTS) is not None:
-            return inner
-    raise UnsupportedModel(
-        f"{type(model).__name__}: no list of decoder layers found (looked for {', '.join(LAYER_LISTS)})"
-    )
+    found = _backbone(base, adapter) or _backbone(model, adapter)
+    if found is None:
+        names = ", ".join(adapter.layers)
+        raise UnsupportedModel(f"{type(model).__name__}: no list of decoder layers found (looked for {names})")
+    return found
 
 
-def layer_list(base: nn.Module) -> nn.ModuleList:
+def _backbone(module: nn.Module, adapter: Adapter) -> nn.Module | None:
+    if _present(module, adapter.layers):
+        return module
+    inner = (getattr(module, name, None) for name in WRAPPERS)
+    found = (_backbone(part, adapter) for part in inner if isinstance(part, nn.Module))
+    return next((base for base in found if base is not None), None)
+
+
+def layer_list(base: nn.Module, adapter: Adapter = DEFAULT) -> nn.ModuleList:
     """The decoder layers of a backbone."""
-    name = _find(base, LAYER_LISTS)
-    assert name is not None
-    return cast("nn.ModuleList", getattr(base, name))
+    return cast("nn.ModuleList", base.get_submodule(_present(base, adapter.layers)[0]))
 
 
-def layer_range(model: nn.Module, start: int, stop: int) -> nn.Module:
+def layer_range(model: nn.Module, start: int, stop: int, adapter: Adapter = DEFAULT) -> nn.Module:
     """Layers `start..stop-1` of a causal LM, as a module of the model's own class.
 
     A lower part ends before the final norm. The copy's configuration is cut with its layers: with mixed attention, a
     view that kept the whole model's layer types was off by 0.91 (tests/test_views.py).
     """
+    if adapter.refuse_split:
+        raise UnsupportedModel(f"{type(model).__name__} cannot be run in parts: {adapter.refuse_split}")
     view = share(model)
-    base = backbone(view)
-    layers = layer_list(base)
+    base = backbone(view, adapter)
+    layers = layer_list(base, adapter)
     total = len(layers)
-    setattr(base, cast("str", _find(base, LAYER_LISTS)), nn.ModuleList(list(layers)[start:stop]))
+    _replace(base, _present(base, adapter.layers)[0], nn.ModuleList(list(layers)[start:stop]))
     _cut_config(base.config, start, stop, total)
     if start > 0:
-        _enter_above_embedding(base)
+        _enter_above_embedding(base, adapter)
     if stop < total:
-        norm = _find(base, FINAL_NORMS)
-        if norm is None:
-            raise UnsupportedModel(f"{type(model).__name__}: cannot be split into layers, no final norm found")
-        for name in (norm, *_present(base, AFTER_LAYERS)):
-            setattr(base, name, nn.Identity())
+        norm = _present(base, adapter.final_norm)[:1]
+        if adapter.final_norm and not norm:
+            names = ", ".join(adapter.final_norm)
+            raise UnsupportedModel(
+                f"{type(model).__name__} cannot be run in parts: no final norm found (looked for {names})"
+            )
+        for name in (*norm, *_present(base, adapter.exit)):
+            _replace(base, name, nn.Identity())
+    if adapter.cut is not None:
+        adapter.cut(base, start, stop, total)
     return view
 
 
-def _enter_above_embedding(base: Any) -> None:
+def _enter_above_embedding(base: Any, adapter: Adapter) -> None:
     """Undo what a backbone does to `inputs_embeds` before its first layer, since hidden states have been through it."""
-    for name in _present(base, POSITIONS):  # GPT-2 and OPT would add learned positions again
-        setattr(base, name, SilentPositions())
-    for name in _present(base, BEFORE_LAYERS):  # the OPT with narrow embeddings would project again
-        setattr(base, name, nn.Identity())
-    if hasattr(base, EMBEDDING_FACTOR):  # Granite would scale again
-        setattr(base, EMBEDDING_FACTOR, 1.0)
-    if hasattr(base.config, "mup_enabled"):  # so would AFMoE
-        base.config.mup_enabled = False
+    for name in _present(base, adapter.silent):
+        _replace(base, name, SilentPositions())
+    for name in _present(base, adapter.entry):
+        _replace(base, name, PassedOn())
+    for name, value in adapter.attributes.items():
+        if hasattr(base, name):
+            setattr(base, name, value)
+    for name, value in adapter.config.items():
+        if hasattr(base.config, name):
+            setattr(base.config, name, value)
 
 
-def skip_sublayers(model: nn.Module, attention: frozenset[int], mlp: frozenset[int]) -> nn.Module:
+def skip_sublayers(
+    model: nn.Module, attention: frozenset[int], mlp: frozenset[int], adapter: Adapter = DEFAULT
+) -> nn.Module:
     """The whole model with some sub-layers adding nothing to the residual stream (arXiv:2309.08168)."""
+    if adapter.refuse_skip:
+        raise UnsupportedModel(f"{type(model).__name__} cannot skip sub-layers: {adapter.refuse_skip}")
     view = share(model)
-    layers = layer_list(backbone(view))
+    layers = layer_list(backbone(view, adapter), adapter)
     for index in sorted(attention | mlp):
         if not 0 <= index < len(layers):
             raise UnsupportedModel(f"skip set: layer {index} does not exist, the model has layers 0..{len(layers) - 1}")
-    for skipped, names, silent in ((attention, ATTENTIONS, SilentAttention()), (mlp, MLPS, SilentMLP())):
+    for skipped, names, silent in (
+        (attention, adapter.attention, SilentAttention()),
+        (mlp, adapter.mlp, SilentMLP()),
+    ):
         for index in skipped:
-            name = _find(layers[index], names)
-            if name is None:
+            found = _present(layers[index], names)
+            if not found:
                 raise UnsupportedModel(f"{type(layers[index]).__name__}: no sub-layer to skip among {', '.join(names)}")
-            setattr(layers[index], name, silent)
+            for name in found:
+                _replace(layers[index], name, silent)
     return view
 
 
@@ -123,6 +118,14 @@ class SilentPositions(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> Tensor:
         """Returns 0, which broadcasts."""
         return torch.zeros(())
+
+
+class PassedOn(nn.Module):
+    """What a backbone does to its input, left out."""
+
+    def forward(self, hidden: Tensor | None = None, *args: object, **kwargs: object) -> Tensor:
+        """Returns its input, which an embedding module is given as `inputs_embeds`."""
+        return cast("Tensor", kwargs["inputs_embeds"] if hidden is None else hidden)
 
 
 class SilentAttention(nn.Module):
@@ -141,12 +144,20 @@ class SilentMLP(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-def _find(module: nn.Module, names: tuple[str, ...]) -> str | None:
-    return next(iter(_present(module, names)), None)
+def _present(module: nn.Module, names: Names) -> list[str]:
+    """Those of the names that lead to a module."""
+    return [name for name in names if isinstance(_follow(module, name), nn.Module)]
 
 
-def _present(module: nn.Module, names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if isinstance(getattr(module, name, None), nn.Module)]
+def _follow(value: Any, name: str) -> Any:
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
+    above, _, last = name.rpartition(".")
+    setattr(module.get_submodule(above), last, new)
 
 
 def _cut_config(config: Any, start: int, stop: int, total: int) -> None:
