@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastllm_core.acceptance import depths, match, reject_block, reject_chain, reject_tree
+from fastllm_core.acceptance import match, reject_block, reject_chain, reject_tree
 from fastllm_core.protocols import Verdict
 from fastllm_core.sampling import draw
+from fastllm_core.verdicts import depths
 
 Context = tuple[int, ...]
 Table = Callable[[Context], Sequence[float]]

@@ -125,15 +125,22 @@ def test_draftless_rounds(proposal: Proposal, probs: Tensor | None) -> None:
         assert verdict.tokens[1].item() == scores.logits[1, 0].argmax().item()
 
 
-def test_a_row_without_a_draft_beside_one_that_has() -> None:
-    batch, scores = batch_of(WARM, WARM), scores_of(2, 3)
-    q = torch.full((2, 2, V), 1 / V)
-    for rule in typing.get_args(Rule):
-        verdict = ExactAcceptor(Proposal.SAMPLED, rule).decide(
-            batch, draft_of([[0, 1], [-1, 99]], [2, 0], probs=q), scores
-        )
-        assert verdict.accepted[1] == 0
-        assert 0 <= verdict.tokens[1, 0] < V
+@pytest.mark.parametrize("rule", typing.get_args(Rule))
+@pytest.mark.parametrize("tree", [False, True])
+def test_a_row_without_a_draft_draws_what_plain_decoding_draws(rule: Rule, tree: bool) -> None:
+    """Beside a row that has a draft, and in a round where none has."""
+    proposal = Proposal.INDEPENDENT if tree and rule != "block" else Proposal.SAMPLED
+    parents = torch.tensor([[-1, -1]] * 2) if tree and rule != "block" else None
+    acceptor, q = ExactAcceptor(proposal, rule), torch.full((2, 3, V), 1 / V)
+    for seed in range(20):
+        batch, scores = batch_of(WARM, WARM, seed=seed), scores_of(2, 3, seed)
+        verdict = acceptor.decide(batch, draft_of([[0, 1], [-1, 99]], [2, 0], parents=parents, probs=q), scores)
+        plain = ExactAcceptor(Proposal.ONE_HOT).decide(batch, draft_of([[], []], [0, 0]), Scores(scores.logits[:, :1]))
+        assert committed(verdict)[1] == committed(plain)[1]
+        for probs in (None, q[:, :1], q[:, :0]):
+            nobody = draft_of([[], []], [0, 0], parents=None if parents is None else parents[:, :0], probs=probs)
+            alone = acceptor.decide(batch, nobody, Scores(scores.logits[:, :1]))
+            assert committed(alone) == committed(plain)
 
 
 @pytest.mark.parametrize(
@@ -147,5 +154,5 @@ def test_a_row_without_a_draft_beside_one_that_has() -> None:
     ],
 )
 def test_refuses_rules_that_do_not_fit(proposal: Proposal, rule: Rule) -> None:
-    with pytest.raises(ConfigError, match=f"^acceptance: .*{rule}"):
+    with pytest.raises(ConfigError, match=rf"^acceptance\.rule: .*{rule}"):
         ExactAcceptor(proposal, rule)

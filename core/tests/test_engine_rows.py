@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -89,6 +90,17 @@ def test_the_reference_really_accepts_and_rejects() -> None:
 def test_under_rejection_too_a_row_in_a_batch_is_the_row_alone(rule: Rule) -> None:
     together = decode(make_engine(model(), table(), acceptance=rule), REQUESTS)
     assert together == [decode(make_engine(model(), table(), acceptance=rule), [one])[0] for one in REQUESTS]
+
+
+@pytest.mark.parametrize("rule", ["rejection", "block"])
+def test_under_rejection_a_row_that_does_not_speculate_has_plain_decodings_text(rule: Rule) -> None:
+    """Whether or not its neighbours draft."""
+    requests = [replace(request, speculate=i % 2 == 1) for i, request in enumerate(REQUESTS)]
+    texts = decode(make_engine(model(), table(), acceptance=rule), requests)
+    assert texts[::2] == [list(text) for text in plain_texts()[::2]]
+    assert texts[1::2] != [list(text) for text in plain_texts()[1::2]]
+    alone = [decode(make_engine(model(), table(), acceptance=rule), [one])[0] for one in requests[::2]]
+    assert alone == texts[::2]
 
 
 @pytest.mark.parametrize("drafter", ["plain", "chain", "tree"])

@@ -1,6 +1,7 @@
-"""Which drafted tokens are kept, and which token follows them: the four rules, as pure functions.
+"""Which drafted tokens are kept, and which token follows them: the exact rules, as pure functions.
 
-Whatever the rule, the kept tokens and the extra one are distributed as if the target alone had written them.
+Whatever the rule, the kept tokens and the extra one are distributed as if the target alone had written them. Only a
+`lenience` below 1 changes that.
 
 Shapes: B rows of the batch, N drafted nodes, W = N + 1 rows of a verification, V vocabulary. Row 0 is the root and row
 i + 1 is node i, so the row of a node's parent is `parents + 1`. Uniforms are float64 in [0, 1). Nothing here waits for
@@ -15,6 +16,7 @@ import torch
 
 from .protocols import Verdict
 from .sampling import draw
+from .verdicts import chain_verdict, of_tokens, real, row_of, sum_to_root, tree_verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,65 +37,82 @@ def match(tokens: Tensor, lengths: Tensor, parents: Tensor | None, choices: Tens
     return _match_tree(tokens, lengths, parents, choices)
 
 
-def reject_chain(tokens: Tensor, lengths: Tensor, q: Tensor, p: Tensor, accept_u: Tensor, extra_u: Tensor) -> Verdict:
+def reject_chain(
+    tokens: Tensor,
+    lengths: Tensor,
+    q: Tensor | None,
+    p: Tensor,
+    accept_u: Tensor,
+    extra_u: Tensor,
+    *,
+    lenience: float = 1.0,
+) -> Verdict:
     """Speculative sampling: keep token y with probability min(1, p(y) / q(y)), up to the first that fails.
 
     tokens: int64[B, N], drawn from q; lengths: int64[B].
-    q: float[B, N, V] or float[B, W, V], whose last row is not read; p: float[B, W, V].
-    accept_u: float64[B, N]; extra_u: float64[B].
-    Source: Leviathan, Kalman, Matias 2023, arXiv:2211.17192, algorithm 1.
+    q: float[B, N, V] or float[B, W, V], whose last row is not read; None if each token was certain.
+    p: float[B, W, V].  accept_u: float64[B, N]; extra_u: float64[B].
+    lenience: below 1, lossy: p(y) / (lenience * q(y)) decides, and no token is likelier than p / lenience.
+    Source: Leviathan, Kalman, Matias 2023, arXiv:2211.17192, algorithm 1 and appendix A.5.
     """
     if not tokens.shape[1]:
         return match(tokens, lengths, None, draw(p, extra_u[:, None]))
-    p_y, q_y = _of_tokens(p, tokens, lengths), _of_tokens(q, tokens, lengths)
-    kept = (accept_u * q_y < p_y) & _real(tokens, lengths)  # strict: p(y) = 0 is never kept
+    p_y = of_tokens(p, tokens, lengths)
+    q_y = torch.ones_like(p_y) if q is None else of_tokens(q, tokens, lengths)
+    kept = (accept_u * lenience * q_y < p_y) & real(tokens, lengths)  # strict: p(y) = 0 is never kept
     accepted = kept.cumprod(1).sum(1)
-    law = _row(p, accepted)
-    law = torch.where((accepted < lengths)[:, None], residual(law, _row(q, accepted)), law)
-    return _chain_verdict(tokens, accepted, draw(law, extra_u))
+    law = row_of(p, accepted)
+    share = row_of(q, accepted) if q is not None else _certain(row_of(tokens, accepted), law)
+    law = torch.where((accepted < lengths)[:, None], residual(law, share), law)
+    return chain_verdict(tokens, accepted, draw(law, extra_u))
 
 
 def reject_tree(
     tokens: Tensor,
     lengths: Tensor,
     parents: Tensor,
-    q: Tensor,
+    q: Tensor | None,
     p: Tensor,
     accept_u: Tensor,
     extra_u: Tensor,
     *,
     without_replacement: bool,
+    lenience: float = 1.0,
 ) -> Verdict:
     """Recursive rejection sampling: try the children of a node in order, each against what the earlier ones left.
 
     tokens, parents: int64[B, N]; lengths: int64[B].
     q, p: float[B, W, V]; the children of row r were drawn from q[:, r], independently or, with
-    `without_replacement`, in order and each from what the earlier ones left of q.
-    accept_u: float64[B, N]; extra_u: float64[B].
+    `without_replacement`, in order and each from what the earlier ones left of q. If q is None, each was certain.
+    accept_u: float64[B, N]; extra_u: float64[B].  lenience: as in `reject_chain`.
     Source: SpecInfer, arXiv:2305.09781, algorithm 2; without replacement Sequoia, arXiv:2402.12374, algorithm 2.
     """
     if not tokens.shape[1]:
         return match(tokens, lengths, None, draw(p, extra_u[:, None]))
-    real = _real(tokens, lengths)
-    children = tokens.where(real, 0)
+    drafted = real(tokens, lengths)
+    children = tokens.where(drafted, 0)
     at = torch.zeros_like(lengths)  # the row whose children are being tried
-    p_left, q_left = p[:, 0].double(), q[:, 0].double()
-    kept = torch.zeros_like(real)
+    p_left = p[:, 0].double()
+    q_left = p_left if q is None else q[:, 0].double()
+    kept = torch.zeros_like(drafted)
     for node in range(tokens.shape[1]):
         y = children[:, node, None]
-        tried = real[:, node] & (parents[:, node] + 1 == at)
+        if q is None:
+            q_left = _certain(y[:, 0], p_left)
+        tried = drafted[:, node] & (parents[:, node] + 1 == at)
         p_y, q_y = p_left.gather(1, y)[:, 0], q_left.gather(1, y)[:, 0]
         # A q that is used up (q_y = 0) drew no child: accepting one would need no luck at all.
-        passed = tried & (q_y > 0) & (accept_u[:, node] * q_y < p_y)
+        passed = tried & (q_y > 0) & (accept_u[:, node] * lenience * q_y < p_y)
         failed = (tried & ~passed)[:, None]
         p_left = torch.where(failed, residual(p_left, q_left), p_left)  # of q as the child was drawn
-        if without_replacement:
-            q_left = torch.where(failed, _without(q_left, y), q_left)
         p_left = torch.where(passed[:, None], p[:, node + 1], p_left)
-        q_left = torch.where(passed[:, None], q[:, node + 1], q_left)
+        if q is not None:
+            if without_replacement:
+                q_left = torch.where(failed, _without(q_left, y), q_left)
+            q_left = torch.where(passed[:, None], q[:, node + 1], q_left)
         at = torch.where(passed, node + 1, at)
         kept[:, node] = passed
-    return _tree_verdict(tokens, kept, draw(p_left, extra_u))
+    return tree_verdict(tokens, kept, draw(p_left, extra_u))
 
 
 def reject_block(tokens: Tensor, lengths: Tensor, q: Tensor, p: Tensor, accept_u: Tensor, extra_u: Tensor) -> Verdict:
@@ -105,17 +124,17 @@ def reject_block(tokens: Tensor, lengths: Tensor, q: Tensor, p: Tensor, accept_u
     count = tokens.shape[1]
     if not count:
         return match(tokens, lengths, None, draw(p, extra_u[:, None]))
-    reach = _reach(_of_tokens(p, tokens, lengths), _of_tokens(q, tokens, lengths))
+    reach = _reach(of_tokens(p, tokens, lengths), of_tokens(q, tokens, lengths))
     spare = (reach[:, 1:-1, None] * p[:, 1:-1] - q[:, 1:count]).clamp(min=0).sum(-1)
     ends = reach[:, 1:]
     inner = spare / (spare + 1 - ends[:, :-1])
     inner = torch.cat([inner.nan_to_num(1.0), torch.ones_like(ends[:, :1])], 1)  # 0 / 0: p = q, kept for certain
     size = torch.arange(1, count + 1, device=tokens.device)  # of the prefix that a column judges
     pass_at = torch.where(size == lengths[:, None], ends, inner)
-    accepted = (size * ((accept_u < pass_at) & _real(tokens, lengths))).amax(1)
-    law = _row(p, accepted)
-    rest = residual(law, _row(q, accepted), reach.gather(1, accepted[:, None]))
-    return _chain_verdict(tokens, accepted, draw(torch.where((accepted < lengths)[:, None], rest, law), extra_u))
+    accepted = (size * ((accept_u < pass_at) & real(tokens, lengths))).amax(1)
+    law = row_of(p, accepted)
+    rest = residual(law, row_of(q, accepted), reach.gather(1, accepted[:, None]))
+    return chain_verdict(tokens, accepted, draw(torch.where((accepted < lengths)[:, None], rest, law), extra_u))
 
 
 def residual(p: Tensor, q: Tensor, weight: Tensor | float = 1.0) -> Tensor:
@@ -126,14 +145,6 @@ def residual(p: Tensor, q: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     left = (weight * p.double() - q).clamp(min=0)
     total = left.sum(-1, keepdim=True)
     return torch.where(total < _NOTHING_LEFT, p, left / total)
-
-
-def depths(parents: Tensor) -> Tensor:
-    """How far each row of a verification is from the root.
-
-    parents: int64[B, N]. Returns int64[B, W]: 0 for the root, then the level of each node.
-    """
-    return _sum_to_root(torch.ones_like(parents), parents)
 
 
 def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
@@ -153,40 +164,13 @@ def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
 def _match_tree(tokens: Tensor, lengths: Tensor, parents: Tensor, choices: Tensor) -> Verdict:
     count = tokens.shape[1]
     node = torch.arange(count, device=tokens.device).expand_as(tokens)
-    hits = (tokens == choices.gather(1, parents + 1)) & _real(tokens, lengths)
+    hits = (tokens == choices.gather(1, parents + 1)) & real(tokens, lengths)
     # Of equal siblings the first is the child, or both would be walked.
     child = torch.full_like(choices, count).scatter_reduce(1, parents + 1, node.where(hits, count), "amin")
     hits &= child.gather(1, parents + 1) == node
-    kept = _sum_to_root((~hits).long(), parents)[:, 1:] == 0
+    kept = sum_to_root((~hits).long(), parents)[:, 1:] == 0
     last_row = ((node + 1) * kept).amax(1, keepdim=True)
-    return _tree_verdict(tokens, kept, choices.gather(1, last_row)[:, 0])
-
-
-def _sum_to_root(values: Tensor, parents: Tensor) -> Tensor:
-    """Sum a value per node over each row's path to the root: int64[B, N] -> int64[B, W], in log2(N) steps."""
-    up = torch.nn.functional.pad(parents + 1, (1, 0))  # the row above each row; the root, worth 0, is above itself
-    sums = torch.nn.functional.pad(values, (1, 0))
-    for _ in range(parents.shape[1].bit_length()):  # each step doubles how far up a row has looked
-        sums = sums + sums.gather(1, up)
-        up = up.gather(1, up)
-    return sums
-
-
-def _real(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """bool[B, N]: which nodes are not padding."""
-    return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-
-
-def _of_tokens(probs: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """float64[B, N]: the probability of each token of a chain; padding may hold ids that are out of range."""
-    ids = tokens.where(_real(tokens, lengths), 0)[:, :, None]
-    return probs[:, : tokens.shape[1]].gather(2, ids)[:, :, 0].double()
-
-
-def _row(probs: Tensor, row: Tensor) -> Tensor:
-    """float[B, V]: one verification row of each batch row; the last one stands in for what lies behind."""
-    index = row.clamp(max=probs.shape[1] - 1)
-    return probs[torch.arange(len(row), device=row.device), index]
+    return tree_verdict(tokens, kept, choices.gather(1, last_row)[:, 0])
 
 
 def _reach(p_y: Tensor, q_y: Tensor) -> Tensor:
@@ -198,29 +182,12 @@ def _reach(p_y: Tensor, q_y: Tensor) -> Tensor:
     return torch.stack(reach, 1)
 
 
+def _certain(y: Tensor, law: Tensor) -> Tensor:
+    """float[B, V]: the law under which each row's token y, int64[B], is certain; one out of range is padding."""
+    return torch.zeros_like(law).scatter(1, y.clamp(0, law.shape[1] - 1)[:, None], 1.0)
+
+
 def _without(q: Tensor, y: Tensor) -> Tensor:
     """q after token y has been drawn and put aside; all 0 if it was the last."""
     left = q.scatter(1, y, 0)
     return left / left.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
-
-
-def _chain_verdict(tokens: Tensor, accepted: Tensor, extra: Tensor) -> Verdict:
-    count = tokens.shape[1]
-    return _verdict(tokens, torch.arange(count, device=tokens.device).expand_as(tokens), accepted, extra)
-
-
-def _tree_verdict(tokens: Tensor, kept: Tensor, extra: Tensor) -> Verdict:
-    # Parents come before children, so the kept nodes in order of index are the path.
-    count = tokens.shape[1]
-    node = torch.arange(count, device=tokens.device).expand_as(tokens)
-    order = node.where(kept, count).sort(1).values.clamp(max=count - 1)
-    return _verdict(tokens.gather(1, order), order, kept.sum(1), extra)
-
-
-def _verdict(tokens: Tensor, nodes: Tensor, accepted: Tensor, extra: Tensor) -> Verdict:
-    """Keep the first `accepted` of some nodes and their tokens, int64[B, N] both, then the extra token."""
-    row = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-    last = accepted[:, None]
-    path = torch.where(row[:-1] < last, nodes, -1)
-    committed = torch.where(row < last, torch.nn.functional.pad(tokens, (0, 1)), -1)
-    return Verdict(accepted, path, torch.where(row == last, extra[:, None], committed))

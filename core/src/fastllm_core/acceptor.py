@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from .acceptance import depths, match, reject_block, reject_chain, reject_tree
+import torch
+
+from .acceptance import match, reject_block, reject_chain, reject_tree
 from .errors import ConfigError
 from .protocols import Draft, Guarantee, Proposal, Scores, Verdict
 from .randomness import Purpose
 from .sampling import draw, warp
+from .verdicts import depths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 
 Rule = Literal["auto", "match", "rejection", "block"]
 
-_DRAWN_FROM_Q: Final = (Proposal.SAMPLED, Proposal.INDEPENDENT, Proposal.WITHOUT_REPLACEMENT)
+DRAWN_FROM_Q: Final = (Proposal.SAMPLED, Proposal.INDEPENDENT, Proposal.WITHOUT_REPLACEMENT)
+"""Drafts that come with the distribution that they were drawn from."""
 
 
 class ExactAcceptor:
@@ -32,7 +36,7 @@ class ExactAcceptor:
         """
         _check(proposal, rule)
         self._proposal = proposal
-        self._rule = "rejection" if rule == "auto" and proposal in _DRAWN_FROM_Q else rule
+        self._rule = "rejection" if rule == "auto" and proposal in DRAWN_FROM_Q else rule
 
     def decide(self, batch: Batch, draft: Draft, scores: Scores) -> Verdict:
         """Decide every row with its own settings and uniforms; rows that are greedy and rows that are not may mix.
@@ -44,32 +48,52 @@ class ExactAcceptor:
             return match(draft.tokens, draft.lengths, draft.parents, scores.logits.argmax(-1))
         p = warp(scores.logits, batch.sampling)
         if draft.probs is None or self._rule not in ("rejection", "block"):
-            return match(draft.tokens, draft.lengths, draft.parents, draw(p, _position_uniforms(batch, draft)))
-        return self._reject(batch, draft, draft.probs, p)
+            return match(draft.tokens, draft.lengths, draft.parents, draw(p, _row_uniforms(batch, draft)))
+        if self._rule == "block":
+            return reject_block(draft.tokens, draft.lengths, draft.probs, p, *round_uniforms(batch, draft))
+        return reject(batch, draft, draft.probs, p, self._proposal)
 
-    def _reject(self, batch: Batch, draft: Draft, q: Tensor, p: Tensor) -> Verdict:
-        accept_u = batch.uniforms(Purpose.ACCEPT, draft.width)
-        extra_u = batch.uniforms(Purpose.EXTRA, 1)[:, 0]
-        if draft.parents is not None:
-            tree = (draft.tokens, draft.lengths, draft.parents)
-            once_each = self._proposal is Proposal.WITHOUT_REPLACEMENT
-            return reject_tree(*tree, q, p, accept_u, extra_u, without_replacement=once_each)
-        rule = reject_block if self._rule == "block" else reject_chain
-        return rule(draft.tokens, draft.lengths, q, p, accept_u, extra_u)
+
+def reject(
+    batch: Batch, draft: Draft, q: Tensor | None, p: Tensor, proposal: Proposal, *, lenience: float = 1.0
+) -> Verdict:
+    """Decide by rejection, which `lenience` below 1 makes lossy.
+
+    q: float[B, N or W, V], None for one-hot drafts; p: float[B, W, V].  proposal: how siblings were drawn.
+    """
+    uniforms = round_uniforms(batch, draft)
+    if draft.parents is None:
+        return reject_chain(draft.tokens, draft.lengths, q, p, *uniforms, lenience=lenience)
+    tree = (draft.tokens, draft.lengths, draft.parents)
+    once_each = proposal is Proposal.WITHOUT_REPLACEMENT
+    return reject_tree(*tree, q, p, *uniforms, without_replacement=once_each, lenience=lenience)
+
+
+def round_uniforms(batch: Batch, draft: Draft) -> tuple[Tensor, Tensor]:
+    """What decides about drafted tokens, float64[B, N], and what draws the extra token, float64[B].
+
+    Both belong to this round alone. A row without a draft decodes plainly, with the number that plain decoding would
+    use: nothing that was discarded can have come from it.
+    """
+    accept_u = batch.uniforms(Purpose.ACCEPT, draft.width)
+    drafted_u, plain_u = batch.uniforms(Purpose.EXTRA, 1)[:, 0], batch.position_uniforms(1)[:, 0]
+    return accept_u, torch.where(draft.lengths > 0, drafted_u, plain_u)
 
 
 def _check(proposal: Proposal, rule: Rule) -> None:
     if rule not in get_args(Rule):
-        raise ConfigError(f"acceptance: no rule is called {rule!r}; choose one of {', '.join(get_args(Rule))}")
-    if rule in ("rejection", "block") and proposal not in _DRAWN_FROM_Q:
-        raise ConfigError(f"acceptance: {rule!r} needs drafts drawn from a known distribution, and this drafter's are "
-                          f"{proposal.value}; choose 'match' or 'auto'")  # fmt: skip
+        raise ConfigError(
+            f"acceptance.rule: there is no exact rule {rule!r}; choose one of {', '.join(get_args(Rule))}"
+        )
+    if rule in ("rejection", "block") and proposal not in DRAWN_FROM_Q:
+        raise ConfigError(f"acceptance.rule: {rule!r} needs drafts drawn from a known distribution, and this drafter's "
+                          f"are {proposal.value}; choose 'match' or 'auto'")  # fmt: skip
     if rule == "block" and proposal is not Proposal.SAMPLED:
-        raise ConfigError(f"acceptance: 'block' judges chains, and this drafter makes trees ({proposal.value}); "
+        raise ConfigError(f"acceptance.rule: 'block' judges chains, and this drafter makes trees ({proposal.value}); "
                           "choose 'rejection', 'match' or 'auto'")  # fmt: skip
 
 
-def _position_uniforms(batch: Batch, draft: Draft) -> Tensor:
+def _row_uniforms(batch: Batch, draft: Draft) -> Tensor:
     """float64[B, W]: the uniform of each row's position, which siblings share."""
     by_depth = batch.position_uniforms(draft.width + 1)
     return by_depth if draft.parents is None else by_depth.gather(1, depths(draft.parents))

@@ -26,7 +26,7 @@ from .batch import Batch
 from .clock import Clock
 from .controllers import Controller, Round
 from .errors import ContextLengthError, RequestError
-from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Proposal, Scores, Verdict, Verifier
+from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verdict, Verifier
 from .randomness import fresh_seed
 from .report import RunReport, nodes_by_level
 from .request import Request
@@ -249,10 +249,7 @@ class Engine:
         if drafter is not None and any(batch.draft_lengths):
             return drafter.propose(batch)
         nothing = torch.zeros(len(batch), 0, dtype=torch.long, device=batch.device)
-        # With an (empty) q, so that a row's draws are the same ones whether or not a neighbour drafts.
-        drawn = drafter is not None and drafter.proposal is not Proposal.ONE_HOT
-        probs = torch.zeros(len(batch), 0, self.parts.network.vocab_size, device=batch.device) if drawn else None
-        return Draft(nothing, torch.zeros(len(batch), dtype=torch.long, device=batch.device), probs=probs)
+        return Draft(nothing, torch.zeros(len(batch), dtype=torch.long, device=batch.device))
 
     def _commit(
         self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict, committed: list[list[int]]
