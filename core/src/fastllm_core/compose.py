@@ -75,6 +75,8 @@ def build_roles(selection: Selection, context: Context) -> Roles:
     observers = tuple(observer for answer in watchers for observer in answer)
     made = {"drafter": drafter, "verifier": verifier, "kv_cache": cache, "acceptor": acceptor}
     names = {role: _maker(selection, role) for role, thing in made.items() if thing is not None}
+    if selection.config.exact:
+        _check_exact(names)
     return Roles(context, cache, drafter, verifier, acceptor, observers, names)
 
 
@@ -115,6 +117,16 @@ def _check_guarantee(selection: Selection, role: str, made: object) -> None:
         f"lossy: the {WORDS.get(role, role)} of '{_maker(selection, role)}' changes the text or its distribution; "
         "set lossy = true if that is wanted"
     )
+
+
+def _check_exact(names: Mapping[str, str]) -> None:
+    """In exact mode everything behind the drafter is the core's, whose shapes are fixed."""
+    for role in ("kv_cache", "verifier", "acceptor"):
+        if names[role] != CORE:
+            raise ConfigError(
+                f"exact: the {WORDS.get(role, role)} comes from '{names[role]}', and the same bits are promised for the "
+                "core's only; set exact = false, or leave that plugin out"
+            )
 
 
 def _maker(selection: Selection, role: str) -> str:

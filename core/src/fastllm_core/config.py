@@ -96,6 +96,11 @@ class Config(Section):
     )
     threads: PositiveInt | None = Field(default=None, description="Processor threads; unset: as many as torch chooses.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
+    exact: bool = Field(
+        default=False,
+        description="The same bits from every method and from plain decoding, in any dtype: all rounds have one shape, "
+        "`engine.max_rows` by `draft.length` + 1. For chains; sampling accepts by match.",
+    )
     lossy: bool = Field(default=False, description="Allow methods that change the text or its distribution.")
     acceptance: Literal["auto", "match", "rejection", "block"] = Field(
         default="auto", description='How drafts are accepted; "auto" is the rule that fits how the drafter makes them.'

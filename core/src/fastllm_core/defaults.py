@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .errors import ConfigError
 from .hookspecs import hookimpl
 from .protocols import Proposal
 
@@ -27,11 +28,13 @@ class CoreDefaults:
 
     @hookimpl(trylast=True)
     def fastllm_make_verifier(self, context: Context, drafter: Drafter | None) -> Verifier:
-        """One forward of the target over root and nodes."""
+        """One forward of the target over root and nodes; in exact mode always of one shape."""
+        from .exact import ExactVerifier
         from .verifier import TargetVerifier
 
         self.filled.add("verifier")
-        return TargetVerifier(context, drafter.hidden_layers if drafter else ())
+        kind = ExactVerifier if self.config.exact else TargetVerifier
+        return kind(context, drafter.hidden_layers if drafter else ())
 
     @hookimpl(trylast=True)
     def fastllm_make_kv_cache(self, network: Network) -> KVCache:
@@ -47,4 +50,8 @@ class CoreDefaults:
         from .acceptor import ExactAcceptor
 
         self.filled.add("acceptor")
-        return ExactAcceptor(drafter.proposal if drafter else Proposal.ONE_HOT, self.config.acceptance)
+        rule = self.config.acceptance
+        if self.config.exact and rule not in ("auto", "match"):
+            raise ConfigError(f"exact: under '{rule}' a sampled text depends on the draft; choose 'match' or 'auto'")
+        proposal = drafter.proposal if drafter else Proposal.ONE_HOT
+        return ExactAcceptor(proposal, "match" if self.config.exact else rule)

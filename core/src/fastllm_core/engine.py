@@ -32,6 +32,7 @@ from .report import RunReport, nodes_by_level
 from .request import Request
 from .rows import Event, LiveRow, ending
 from .sampling import Sampling
+from .ties import near_ties, of_committed
 from .transcript import Transcript
 
 if TYPE_CHECKING:
@@ -70,17 +71,20 @@ class Engine:
         context_length: int | None,
         max_rows: int = 16,
         prefill_chunk: int = 256,
+        exact: bool = False,
     ) -> None:
         """parts: the roles and their surroundings.  draft_length: the most tokens a round drafts.
 
         context_length: tokens of prompt and output together that the model can take; None if unlimited.
         max_rows: rows that are live at once, the others wait.  prefill_chunk: prompt tokens that one forward reads.
+        exact: rounding cannot change a text, so near-ties need not be counted.
         """
         self.parts = parts
         self.draft_length = draft_length
         self.context_length = context_length
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
+        self.exact = exact
         self.report = RunReport()
         """Figures of everything that this engine has done."""
         self._waiting: deque[LiveRow] = deque()
@@ -216,11 +220,15 @@ class Engine:
             scores = parts.verifier.score(batch, draft)
         with clock.phase("accept"):
             verdict = parts.acceptor.decide(batch, draft, scores)
-            packed = torch.cat([draft.lengths[:, None], verdict.accepted[:, None], verdict.tokens], dim=1).tolist()
+            ties = self._ties(batch, scores, verdict)
+            packed = torch.cat(
+                [draft.lengths[:, None], verdict.accepted[:, None], verdict.tokens, ties], dim=1
+            ).tolist()
         levels = nodes_by_level(draft, [line[0] for line in packed])
         committed = [line[2 : line[1] + 3] for line in packed]
         events = self._commit(batch, draft, scores, verdict, committed)
         self._count(batch, levels, committed, events)
+        self._count_ties(batch, [line[2 + verdict.tokens.shape[1] :] for line in packed], events)
         self._learn(batch, levels, committed, before)
         for event in events:
             if event.finish_reason:
@@ -279,6 +287,23 @@ class Engine:
             row.report.rounds += 1
             for report in (row.report, self.report):
                 report.count(drafted, len(tokens) - 1, len(event.tokens))
+
+    def _ties(self, batch: Batch, scores: Scores, verdict: Verdict) -> torch.Tensor:
+        """int64[B, D + 1]: whether each committed token won by no more than rounding; [B, 0] where nobody asks."""
+        if self.exact or not (batch.sampling.greedy or batch.sampling.mixed):
+            return verdict.tokens[:, :0]
+        close = near_ties(scores.logits, self.parts.network.dtype) & (batch.sampling.temperature == 0)[:, None]
+        return of_committed(close, verdict).long()
+
+    def _count_ties(self, batch: Batch, ties: list[list[int]], events: list[Event]) -> None:
+        """Note the near-ties among the tokens that were added to each text."""
+        for row, close, event in zip(batch.rows, ties, events, strict=True):
+            assert isinstance(row, LiveRow)
+            first = row.length - row.prompt_length - len(event.tokens)
+            at = [first + index for index, near in enumerate(close[: len(event.tokens)]) if near]
+            row.report.near_ties_at += at
+            for report in (row.report, self.report):
+                report.near_ties += len(at)
 
     def _learn(
         self, batch: Batch, levels: list[list[int]], committed: list[list[int]], before: dict[str, float]
@@ -371,7 +396,8 @@ def read(
     """
     width = 1 << (len(tokens) - 1).bit_length()
     padded = torch.tensor([[*tokens, *[tokens[-1]] * (width - len(tokens))]], device=network.device)
-    extent = min(cache.extent(start + width), cache.capacity)
+    cache.reserve(slot + 1, start + width)  # so that the shapes depend on the prompt alone (see `exact`)
+    extent = cache.extent(start + width)
     inputs = layout.chain(padded, torch.tensor([start], device=network.device), extent)
     outputs = network.forward(
         inputs, cache.layers(slice(slot, slot + 1), extent), hidden_layers=hidden_layers, last_logits_only=True

@@ -31,6 +31,10 @@ class RunReport:
     """Tokens drafted at each position of a draft (for a tree: at each level)."""
     accepted_at: list[int] = field(default_factory=list)
     """Of these, tokens that were accepted."""
+    near_ties: int = 0
+    """Greedy tokens that won by no more than rounding: where another method, or another machine, may rightly differ."""
+    near_ties_at: list[int] = field(default_factory=list)
+    """Which tokens these were, from 0; in the report of a row only."""
     time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Seconds in prefill, draft, verify, accept and rest."""
     forward_time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -90,6 +94,8 @@ class RunReport:
             "accepted": self.accepted,
             "drafted_at": list(self.drafted_at),
             "accepted_at": list(self.accepted_at),
+            "near_ties": self.near_ties,
+            "near_ties_at": list(self.near_ties_at),
             "time": dict(self.time),
             "forward_time": dict(self.forward_time),
             "outside_forwards": self.outside_forwards,

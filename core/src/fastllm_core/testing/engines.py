@@ -10,11 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..acceptor import ExactAcceptor, Rule
 from ..cache import SlotCache
 from ..clock import Clock
-from ..config import Config
+from ..config import config_from
 from ..context import Context
 from ..controllers import make_controller
 from ..device import select_device
 from ..engine import Engine, Parts
+from ..exact import ExactVerifier, batch_experts
 from ..models import load_model
 from ..network import Network
 from ..protocols import Drafter, Observer, Proposal
@@ -31,15 +32,19 @@ def make_engine(
     controller: str = "fixed",
     tokenizer: PreTrainedTokenizerBase | None = None,
     observers: Sequence[Observer] = (),
+    exact: bool = False,
+    max_rows: int = 16,
     **sizes: Any,
 ) -> Engine:
-    """The core's own roles around a model on the CPU and a drafter. sizes: `max_rows` and `prefill_chunk`."""
+    """The core's own roles around a model on the CPU and a drafter. sizes: `prefill_chunk`."""
     target = load_model(model, tokenizer)
     clock = Clock()
     network = Network(target, clock)
+    if exact:
+        batch_experts(network)
     cache = SlotCache(network)
     context = Context(
-        config=Config(),
+        config=config_from({"exact": exact, "engine.max_rows": max_rows}),
         device=select_device("cpu", "float32"),
         target=target,
         network=network,
@@ -52,7 +57,7 @@ def make_engine(
     parts = Parts(
         network=network,
         cache=cache,
-        verifier=TargetVerifier(context, drafter.hidden_layers if drafter else ()),
+        verifier=(ExactVerifier if exact else TargetVerifier)(context, drafter.hidden_layers if drafter else ()),
         acceptor=ExactAcceptor(drafter.proposal if drafter else Proposal.ONE_HOT, acceptance),
         controller=make_controller(controller, draft_length),
         clock=clock,
@@ -60,6 +65,7 @@ def make_engine(
         observers=observers,
         tokenizer=tokenizer,
     )
+    sizes |= {"max_rows": max_rows, "exact": exact}
     return Engine(parts, draft_length=draft_length, context_length=target.context_length, **sizes)
 
 

@@ -1,0 +1,41 @@
+"""Near-ties: greedy choices so close that rounding alone may decide them.
+
+Forwards of different widths round differently, so where the two best logits are closer than that, plain decoding and a
+method that loses nothing may continue differently. `exact = true` rules it out; without it, near-ties are counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .protocols import Verdict
+
+NOISE: Final = 2.0
+"""How far rounding moves two logits apart at most, in units of the dtype's epsilon times the row's largest logit.
+
+Measured: see docs/benchmarks.md, "Near-ties"."""
+
+
+def near_ties(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which rows have a second-best logit within rounding of their best.
+
+    logits: float[B, W, V].  dtype: in which the model computes. Returns bool[B, W].
+    """
+    low, high = logits.aminmax(dim=-1)
+    low, high = low.float(), high.float()
+    noise = NOISE * torch.finfo(dtype).eps * torch.maximum(-low, high)
+    return (logits >= (high - noise)[..., None]).sum(-1) > 1
+
+
+def of_committed(rows: Tensor, verdict: Verdict) -> Tensor:
+    """What holds for a verification row, for each committed token: the one that is chosen behind that row.
+
+    rows: bool[B, W]. Returns bool[B, D + 1]; what lies beyond `verdict.accepted` means nothing.
+    """
+    return rows.gather(1, pad(verdict.path.clamp(min=-1) + 1, (1, 0)))
