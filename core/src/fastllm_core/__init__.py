@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters import Adapter
     from .batch import Batch, Row
     from .cache import SlotCache
     from .config import Config, load_config
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
         UserError,
     )
-    from .generation import Generation, Piece
+    from .generation import Difference, Generation, Piece
     from .hookspecs import API_VERSION, hookimpl
     from .layout import chain, tree
     from .models import LoadedModel, RegisteredModel, verify_same_vocabulary
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _PUBLIC = {
+    "adapters": ("Adapter",),
     "batch": ("Batch", "Row"),
     "cache": ("SlotCache",),
     "config": ("Config", "load_config"),
@@ -82,7 +84,7 @@ _PUBLIC = {
         "UnsupportedModel",
         "UserError",
     ),
-    "generation": ("Generation", "Piece"),
+    "generation": ("Difference", "Generation", "Piece"),
     "hookspecs": ("API_VERSION", "hookimpl"),
     "layout": ("chain", "tree"),
     "models": ("LoadedModel", "RegisteredModel", "verify_same_vocabulary"),

@@ -53,6 +53,8 @@ class Roles:
     observers: tuple[Observer, ...]
     names: Mapping[str, str]
     """Who fills each role: `kangaroo`, `core`, or `kvquant(core)` where one wraps another. No drafter, no entry."""
+    lossy: tuple[str, ...] = ()
+    """What changes the text or its distribution, in words: "typical acceptance". Empty if nothing does."""
 
 
 def make_kv_cache(selection: Selection, context: Context, network: Network) -> KVCache:
@@ -77,7 +79,8 @@ def build_roles(selection: Selection, context: Context) -> Roles:
     names = {role: _maker(selection, role) for role, thing in made.items() if thing is not None}
     if selection.config.exact:
         _check_exact(names)
-    return Roles(context, cache, drafter, verifier, acceptor, observers, names)
+    lossy = tuple(_label(selection, role, thing) for role, thing in made.items() if _is_lossy(thing))
+    return Roles(context, cache, drafter, verifier, acceptor, observers, names, lossy)
 
 
 def _make(selection: Selection, role: str, **arguments: object) -> Any:
@@ -111,12 +114,21 @@ def _check_contract(selection: Selection, role: str, made: object) -> None:
 
 
 def _check_guarantee(selection: Selection, role: str, made: object) -> None:
-    if getattr(made, "guarantee", Guarantee.EXACT) == Guarantee.EXACT or selection.config.lossy:
+    if not _is_lossy(made) or selection.config.lossy:
         return
     raise ConfigError(
-        f"lossy: the {WORDS.get(role, role)} of '{_maker(selection, role)}' changes the text or its distribution; "
+        f"lossy: {_label(selection, role, made)} changes the text or its distribution; "
         "set lossy = true if that is wanted"
     )
+
+
+def _is_lossy(made: object) -> bool:
+    return getattr(made, "guarantee", Guarantee.EXACT) != Guarantee.EXACT
+
+
+def _label(selection: Selection, role: str, made: object) -> str:
+    """What a lossy object calls itself, else whose it is."""
+    return str(getattr(made, "label", f"the {WORDS.get(role, role)} of '{_maker(selection, role)}'"))
 
 
 def _check_exact(names: Mapping[str, str]) -> None:
@@ -124,8 +136,8 @@ def _check_exact(names: Mapping[str, str]) -> None:
     for role in ("kv_cache", "verifier", "acceptor"):
         if names[role] != CORE:
             raise ConfigError(
-                f"exact: the {WORDS.get(role, role)} comes from '{names[role]}', and the same bits are promised for the "
-                "core's only; set exact = false, or leave that plugin out"
+                f"exact: the {WORDS.get(role, role)} comes from '{names[role]}', and the same bits are promised for "
+                "the core's only; set exact = false, or leave that plugin out"
             )
 
 

@@ -31,6 +31,16 @@ class Settings(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """Where two generations part."""
+
+    position: int
+    """The first generated token that is not the same, from 0; the shorter length if one merely ends earlier."""
+    near_tie: bool
+    """That token won by no more than rounding in one of the two, so that both are right (see `RunReport.near_ties`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """The continuation of one prompt."""
 
@@ -42,6 +52,15 @@ class Generation:
     """"eos", "stop" (a stop string) or "length"."""
     prompt_token_ids: tuple[int, ...]
     report: RunReport
+
+    def difference(self, other: Generation) -> Difference | None:
+        """Where this and another greedy continuation of the same prompt part; None if they are the same."""
+        if self.token_ids == other.token_ids:
+            return None
+        pairs = enumerate(zip(self.token_ids, other.token_ids, strict=False))
+        shorter = min(len(self.token_ids), len(other.token_ids))
+        at = next((index for index, (mine, yours) in pairs if mine != yours), shorter)
+        return Difference(at, any(at in one.report.near_ties_at for one in (self, other)))
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -39,6 +39,8 @@ class RunReport:
     """Seconds in prefill, draft, verify, accept and rest."""
     forward_time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Of these, seconds inside model forwards."""
+    lossy: tuple[str, ...] = ()
+    """What changed the text or its distribution: "typical acceptance". Empty if nothing did."""
 
     @property
     def drafted(self) -> int:
@@ -99,6 +101,7 @@ class RunReport:
             "time": dict(self.time),
             "forward_time": dict(self.forward_time),
             "outside_forwards": self.outside_forwards,
+            "lossy": list(self.lossy),
         }
 
     def summary(self) -> str:
@@ -107,6 +110,10 @@ class RunReport:
         if self.drafted:
             parts.append(f"{self.tokens_per_round:.2f} tokens/round")
             parts.append(f"{self.accepted} of {self.drafted} drafted tokens accepted")
+        if self.near_ties:
+            parts.append(f"{self.near_ties} near-ties, where rounding decides")
+        if self.lossy:
+            parts.append("lossy: " + ", ".join(self.lossy))
         spent = [f"{phase} {seconds:.2f}" for phase, seconds in self.time.items() if seconds >= 0.005]
         return "; ".join([*parts, "seconds: " + ", ".join(spent)] if spent else parts)
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from .protocols import Verdict
 
-NOISE: Final = 2.0
+NOISE: Final = {torch.float32: 16.0, torch.float64: 16.0, torch.float16: 2.0, torch.bfloat16: 2.0}
 """How far rounding moves two logits apart at most, in units of the dtype's epsilon times the row's largest logit.
 
-Measured: see docs/benchmarks.md, "Near-ties"."""
+Measured (docs/benchmarks.md, "Near-ties"). More in the wide formats, whose sums round as coarsely as their results."""
 
 
 def near_ties(logits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -29,7 +29,7 @@ def near_ties(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """
     low, high = logits.aminmax(dim=-1)
     low, high = low.float(), high.float()
-    noise = NOISE * torch.finfo(dtype).eps * torch.maximum(-low, high)
+    noise = NOISE.get(dtype, 16.0) * torch.finfo(dtype).eps * torch.maximum(-low, high)
     return (logits >= (high - noise)[..., None]).sum(-1) > 1
 
 

@@ -34,6 +34,8 @@ class Comparison:
     tokens: int = 0
     rounds: int = 0
     differing: int = 0
+    near_ties: int = 0
+    """Of these, texts that part where rounding decides."""
     compared: int = 0
 
     def line(self, method: str) -> str:
@@ -41,6 +43,8 @@ class Comparison:
         ratios = [plain / fast for plain, fast in zip(self.plain_s, self.speculative_s, strict=True)]
         runs = f"{len(ratios)} run{'s' if len(ratios) > 1 else ''}"
         output = f"differs in {self.differing} of {self.compared}" if self.differing else "identical"
+        if self.near_ties:
+            output += f" ({self.near_ties} where rounding decides; exact = true rules that out)"
         return (
             f"{method}: {self.tokens / max(self.rounds, 1):.1f} tokens/round, {median(ratios):.1f}x plain "
             f"({min(ratios):.1f}..{max(ratios):.1f}, {runs}), output {output}"
@@ -119,7 +123,10 @@ def _run(comparison: Comparison, generate: Generate, prompt: str) -> None:
     comparison.tokens += fast.report.tokens
     comparison.rounds += fast.report.rounds
     comparison.compared += 1
-    comparison.differing += plain.token_ids != fast.token_ids
+    difference = plain.difference(fast)
+    if difference is not None:
+        comparison.differing += 1
+        comparison.near_ties += difference.near_tie
 
 
 def _tell(pipeline: Pipeline, max_new_tokens: int) -> None:
