@@ -18,6 +18,8 @@ FEW_ROWS: Final = "fastllm_few_rows"
 """Its name among transformers' attention implementations."""
 MOST_ROWS: Final = 64
 """Above this the copies are small beside the arithmetic."""
+KERNELS: Final = ("flash_attention", "flex_attention", "paged|")
+"""How the names of transformers' own kernels begin: they compute what sdpa computes, but bring their own masks."""
 _PLAIN: Final = {
     "position_ids",
     "is_causal",
@@ -55,6 +57,23 @@ def attend(
     mask = attention_mask.repeat(1, 1, groups, 1)
     out = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(batch, heads, rows, -1).transpose(1, 2).contiguous(), None
+
+
+def take_explicit_masks(model: nn.Module) -> str | None:
+    """Give a model an attention that honours an explicit mask; a tree's rows are no suffix of a causal order.
+
+    `eager` stays; `sdpa` becomes `attend`, and so does whatever else the model was loaded with. Returns the name of an
+    attention that was replaced because it may ignore masks, None if there was none.
+    """
+    config: Any = model.config
+    name = str(config._attn_implementation)
+    if name == "eager":
+        return None
+    config._attn_implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+    # Models that look their attention up by name take ours; others (Falcon) have the choice written into their forward.
+    if config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False):
+        config._attn_implementation = FEW_ROWS
+    return None if name in ("sdpa", FEW_ROWS) else name
 
 
 AttentionInterface.register(FEW_ROWS, attend)

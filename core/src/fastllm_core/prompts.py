@@ -23,6 +23,12 @@ def encode(prompt: Prompt, target: LoadedModel) -> list[int]:
     """The token ids of a prompt. Raises RequestError if the model cannot read it."""
     ids = _ids(prompt, target)
     wrong = next((token for token in ids if not 0 <= token < target.vocab_size), None)
+    if wrong is not None and isinstance(prompt, str):
+        raise RequestError(
+            f"the tokenizer of '{target.name}' gives token id {wrong}, and the model's vocabulary has "
+            f"{target.vocab_size} entries: give the tokenizer that belongs to the model, or call "
+            "model.resize_token_embeddings(len(tokenizer)) if tokens were added"
+        )
     if wrong is not None:
         raise RequestError(f"token id {wrong} does not exist: the vocabulary has {target.vocab_size} entries")
     return ids
