@@ -209,7 +209,9 @@ def test_lossy_only_if_asked(site: FakeSite) -> None:
     site.plugin("typical", ACCEPTOR.format("LOSSY"), kind="parts")
     with pytest.raises(ConfigError, match="lossy: the acceptor of 'typical' changes the text"):
         built(chosen(use=["typical"]))
-    assert built(chosen(use=["typical"], lossy=True)).names["acceptor"] == "typical"
+    roles = built(chosen(use=["typical"], lossy=True))
+    assert roles.names["acceptor"] == "typical"
+    assert roles.lossy == ("the acceptor of 'typical'",)
 
 
 @pytest.mark.parametrize(

@@ -79,11 +79,11 @@ def test_unknown_keys_say_what_was_meant(tmp_path: Path) -> None:
 
 
 def test_wrong_values_are_all_told_with_their_source() -> None:
-    environ = {"FASTLLM_ENGINE__MAX_ROWS": "0", "FASTLLM_ACCEPTANCE": "mach"}
+    environ = {"FASTLLM_ENGINE__MAX_ROWS": "0", "FASTLLM_ACCEPTANCE__RULE": "mach"}
     lines = error(environ=environ, overrides={"sampling.top_p": 7, "draft.length": "long"}).splitlines()
     assert len(lines) == 4
     assert any(line.startswith("engine.max_rows: ") and "FASTLLM_ENGINE__MAX_ROWS" in line for line in lines)
-    assert any(line.startswith("acceptance: ") and "'match'" in line for line in lines)
+    assert any(line.startswith("acceptance.rule: ") and "'match'" in line for line in lines)
     assert any(line.startswith("draft.length: ") and line.endswith("not 'long' (override)") for line in lines)
     assert all(len(line) < 160 for line in lines)
 
@@ -106,9 +106,31 @@ def test_value_where_a_table_belongs(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("draft = 5")
     assert "draft.length: 'draft' is a value and not a table" in error(path=file, overrides={"draft.length": 3})
-    assert error(path=file).startswith("draft: ")
+    assert error(path=file) == f"draft: is a table, not 5 ({file}); its keys are draft.controller, draft.length"
     file.write_text("draft = ")
     assert "not valid TOML" in error(path=file)
+
+
+def test_a_rule_takes_its_own_settings_and_no_others() -> None:
+    assert config_from({"acceptance": {"rule": "typical", "epsilon": 0.2, "delta": 0.5}}).acceptance.epsilon == 0.2
+    assert config_from({"acceptance": {"rule": "lenient", "lenience": 1.0}}).acceptance.lenience == 1
+    for rule, key, reader in (
+        ("auto", "epsilon", "typical"),
+        ("lenient", "delta", "typical"),
+        ("typical", "lenience", "lenient"),
+    ):
+        message = error(overrides={"acceptance.rule": rule, f"acceptance.{key}": 0.5})
+        assert message == f'acceptance.{key}: must be unset unless acceptance.rule = "{reader}", not 0.5 (override)'
+
+
+@pytest.mark.parametrize(
+    ("rule", "key", "value"),
+    [("typical", "epsilon", -0.1), ("typical", "epsilon", 1.0), ("typical", "delta", -1.0),
+     ("lenient", "lenience", 0.0), ("lenient", "lenience", 1.1)],
+)  # fmt: skip
+def test_acceptance_settings_have_bounds(rule: str, key: str, value: float) -> None:
+    message = error(overrides={"acceptance.rule": rule, f"acceptance.{key}": value})
+    assert message.startswith(f"acceptance.{key}: should be ")
 
 
 def test_config_is_frozen_and_strict() -> None:

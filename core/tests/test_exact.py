@@ -143,7 +143,7 @@ def test_a_configured_pipeline_is_exact(configured: list[list[int]]) -> None:
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_rules_that_depend_on_the_draft_are_refused(rule: str) -> None:
     with pytest.raises(ConfigError, match=f"exact: under '{rule}' a sampled text depends on the draft"):
-        load("demo", "speculative", config={"exact": True, "acceptance": rule})
+        load("demo", "speculative", config={"exact": True, "acceptance.rule": rule})
 
 
 def test_the_verifier_does_again_what_a_drafter_did_in_another_shape() -> None:

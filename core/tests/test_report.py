@@ -148,6 +148,13 @@ def test_counting_and_figures() -> None:
     assert json.loads(json.dumps(report.to_dict()))["accepted_at"] == [1, 1, 0]
 
 
+def test_what_is_lossy_is_called_so() -> None:
+    report = RunReport(tokens=4, seconds=2.0, lossy=("typical acceptance",))
+    assert report.summary() == "4 tokens in 2.00 s (2 tokens/s); lossy: typical acceptance"
+    assert report.to_dict()["lossy"] == ["typical acceptance"]
+    assert RunReport().to_dict()["lossy"] == []
+
+
 def test_an_empty_report_divides_by_nothing() -> None:
     report = RunReport()
     assert (report.tokens_per_s, report.tokens_per_round, report.outside_forwards) == (0, 0, 0)

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
 from .sources import Layer, environment, file, flatten, merge, validate
 
@@ -32,6 +41,40 @@ class Roles(Section):
     verifier: str | None = Field(default=None, description="Plugin whose verifier is taken.")
     kv_cache: str | None = Field(default=None, description="Plugin whose key/value cache is taken.")
     acceptor: str | None = Field(default=None, description="Plugin whose acceptor is taken.")
+
+
+class Acceptance(Section):
+    """How drafts are accepted."""
+
+    rule: Literal["auto", "match", "rejection", "block", "typical", "lenient"] = Field(
+        default="auto",
+        description='"auto" is the exact rule that fits how the drafter makes its tokens; "match", "rejection" and '
+        '"block" are exact as well; "typical" and "lenient" change the text, which `lossy` must allow.',
+    )
+    epsilon: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description='For "typical": a token is kept if its probability exceeds min(epsilon, delta * exp(-entropy)); '
+        "unset: 0.09.",
+    )
+    delta: float | None = Field(
+        default=None, ge=0, description='For "typical", see `acceptance.epsilon`; unset: the square root of epsilon.'
+    )
+    lenience: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description='For "lenient": no token becomes likelier than its own probability divided by this; unset: 0.5.',
+    )
+
+    @field_validator("epsilon", "delta", "lenience")
+    @classmethod
+    def _must_be_read(cls, value: float | None, info: ValidationInfo) -> float | None:
+        reader = "lenient" if info.field_name == "lenience" else "typical"
+        if value is not None and info.data.get("rule", reader) != reader:
+            raise ValueError(f'must be unset unless acceptance.rule = "{reader}"')
+        return value
 
 
 class Draft(Section):
@@ -102,9 +145,7 @@ class Config(Section):
         "`engine.max_rows` by `draft.length` + 1. For chains; sampling accepts by match.",
     )
     lossy: bool = Field(default=False, description="Allow methods that change the text or its distribution.")
-    acceptance: Literal["auto", "match", "rejection", "block"] = Field(
-        default="auto", description='How drafts are accepted; "auto" is the rule that fits how the drafter makes them.'
-    )
+    acceptance: Acceptance = Field(default_factory=Acceptance, description="How drafts are accepted.")
     roles: Roles = Field(default_factory=Roles, description="Which plugin fills a role, where two offer it.")
     draft: Draft = Field(default_factory=Draft, description="How much is drafted in a round.")
     sampling: SamplingDefaults = Field(

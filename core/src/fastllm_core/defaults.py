@@ -46,12 +46,20 @@ class CoreDefaults:
 
     @hookimpl(trylast=True)
     def fastllm_make_acceptor(self, drafter: Drafter | None) -> Acceptor:
-        """The exact rule that fits the drafter's proposal."""
+        """The rule that is configured, by default the exact one that fits the drafter's proposal."""
         from .acceptor import ExactAcceptor
+        from .lossy_acceptor import LossyAcceptor
 
         self.filled.add("acceptor")
-        rule = self.config.acceptance
-        if self.config.exact and rule not in ("auto", "match"):
-            raise ConfigError(f"exact: under '{rule}' a sampled text depends on the draft; choose 'match' or 'auto'")
-        proposal = drafter.proposal if drafter else Proposal.ONE_HOT
-        return ExactAcceptor(proposal, "match" if self.config.exact else rule)
+        rule, settings = self.config.acceptance.rule, self.config.acceptance.model_dump(exclude={"rule"})
+        if self.config.exact:
+            if rule not in ("auto", "match"):
+                raise ConfigError(
+                    f"exact: under '{rule}' a sampled text depends on the draft; choose 'match' or 'auto'"
+                )
+            rule = "match"
+        if drafter is None:  # nothing to accept: every rule is plain decoding
+            return ExactAcceptor(Proposal.ONE_HOT)
+        if rule == "typical" or rule == "lenient":
+            return LossyAcceptor(drafter.proposal, rule, **settings)
+        return ExactAcceptor(drafter.proposal, rule)

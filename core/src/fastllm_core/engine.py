@@ -58,6 +58,8 @@ class Parts:
     """Caches of the drafter's networks, whose rows follow the target's."""
     observers: Sequence[Observer] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
+    lossy: tuple[str, ...] = ()
+    """What changes the text or its distribution, for the reports."""
 
 
 class Engine:
@@ -85,7 +87,7 @@ class Engine:
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
         self.exact = exact
-        self.report = RunReport()
+        self.report = RunReport(lossy=parts.lossy)
         """Figures of everything that this engine has done."""
         self._waiting: deque[LiveRow] = deque()
         self._rows: list[LiveRow] = []
@@ -109,7 +111,7 @@ class Engine:
         self.check(request)
         self._ids += 1
         seed = fresh_seed() if request.seed is None else request.seed
-        row = LiveRow(self._ids, request, list(request.prompt), seed)
+        row = LiveRow(self._ids, request, list(request.prompt), seed, report=RunReport(lossy=self.parts.lossy))
         if request.stop:
             assert self.parts.tokenizer is not None
             row.transcript = Transcript(self.parts.tokenizer, request.prompt, request.stop)

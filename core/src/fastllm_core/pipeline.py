@@ -64,6 +64,8 @@ class Pipeline:
         """The stepper below `generate` and `stream`, for whoever drives rounds himself."""
         self.roles = roles.names
         """Which plugin fills each role."""
+        self.lossy = roles.lossy
+        """What changes the text or its distribution, in words; empty if nothing does."""
         self.drafter: Drafter | None = roles.drafter
         """The drafter, with a `.model` where it has one; None if decoding is plain."""
         if target.generation.unapplied:
@@ -276,6 +278,7 @@ def assemble(
         drafter_caches=[cache for cache in caches if cache is not roles.cache],
         observers=roles.observers,
         tokenizer=target.tokenizer,
+        lossy=roles.lossy,
     )
     engine = Engine(
         parts,

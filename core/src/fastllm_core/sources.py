@@ -167,6 +167,9 @@ def _problem(detail: Any, path: Path_, source: str, model: type[BaseModel], skip
         return f"{dotted}: must be given{source}"
     given = repr(detail["input"])
     shown = given if len(given) <= 60 else given[:57] + "..."
+    if detail["type"] == "model_type":
+        keys = ", ".join(f"{dotted}.{name}" for name in _annotation(model, path[skip:]).model_fields)
+        return f"{dotted}: is a table, not {shown}{source}; its keys are {keys}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{dotted}: {message}, not {shown}{source}"
 

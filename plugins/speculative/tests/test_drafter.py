@@ -78,7 +78,7 @@ def test_a_drafter_that_is_the_target_is_always_right(speculative: Loads, prompt
 
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_sampled_drafts_of_the_target_itself_are_all_accepted(speculative: Loads, rule: str) -> None:
-    pipeline = speculative(small(), small(), acceptance=rule)
+    pipeline = speculative(small(), small(), **{"acceptance.rule": rule})
     for result in pipeline.generate(PROMPTS, max_new_tokens=30, temperature=1.0, top_k=20, seed=3):
         assert result.report.tokens_per_round == LENGTH + 1
         assert result.report.accepted == result.report.drafted
@@ -120,7 +120,7 @@ def test_padded_vocabularies_may_differ(speculative: Loads, target: int, draft: 
     """One tokenizer of 64 entries, embeddings of other sizes. Random weights do use the padding, in prompts as well."""
     models = small(vocab_size=target), small(vocab_size=draft, seed=1)
     prompts = [*PROMPTS, [target - 1] * 3, [target - 1]]
-    pipeline = speculative(*models, acceptance="match")
+    pipeline = speculative(*models, **{"acceptance.rule": "match"})
     results = pipeline.generate(prompts, max_new_tokens=30, temperature=temperature, seed=2)
     expected = plain(models[0], prompts, max_new_tokens=30, temperature=temperature, seed=2)
     assert [result.token_ids for result in results] == expected
@@ -276,6 +276,7 @@ def test_a_greedy_batch_drafts_arg_max_without_q(speculative: Loads) -> None:
 # -- the law of the text -----------------------------------------------------------------------------------------------
 
 SIZE, SAMPLES, PROMPT = 6, 1200, [1]  # a prompt of one token needs no prefill
+MANY_ROWS: dict[str, Any] = {"engine.max_rows": 200, "draft.length": 2}
 
 
 @torch.no_grad()
@@ -318,7 +319,7 @@ def unlike() -> tuple[PreTrainedModel, PreTrainedModel]:
 def test_sampled_text_has_the_targets_law(
     speculative: Loads, unlike: tuple[PreTrainedModel, PreTrainedModel], rule: str
 ) -> None:
-    pipeline = speculative(*unlike, size=SIZE, acceptance=rule, **{"engine.max_rows": 200, "draft.length": 2})
+    pipeline = speculative(*unlike, size=SIZE, **MANY_ROWS, **{"acceptance.rule": rule})
     counts = counted(pipeline)
     assert abs(chi_square(counts, law_of_two(unlike[0]))) < 3
     assert chi_square(counts, law_of_two(unlike[1])) > 20  # the drafter's own law is another one
@@ -329,5 +330,5 @@ def test_a_q_that_drafts_were_not_drawn_from_is_noticed(
     speculative: Loads, unlike: tuple[PreTrainedModel, PreTrainedModel], rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafter_module, "draw", lambda probs, u: probs.argmax(-1))  # arg max with a soft q
-    pipeline = speculative(*unlike, size=SIZE, acceptance=rule, **{"engine.max_rows": 200, "draft.length": 2})
+    pipeline = speculative(*unlike, size=SIZE, **MANY_ROWS, **{"acceptance.rule": rule})
     assert chi_square(counted(pipeline), law_of_two(unlike[0])) > 6

@@ -63,8 +63,8 @@ def test_another_tokenizer_is_refused_and_uag_recommended(tmp_path: Path) -> Non
 
 
 def test_arg_max_drafts_have_no_law_to_reject_with(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"acceptance\.rule: 'rejection' needs drafts drawn from a known distribution"):
-        load({"acceptance": "rejection"}, draft_model=saved(tmp_path), sample=False)
+    with pytest.raises(ConfigError, match=r"^acceptance\.rule: 'rejection' needs drafts drawn from a known distri"):
+        load({"acceptance.rule": "rejection"}, draft_model=saved(tmp_path), sample=False)
 
 
 def test_the_pipeline_says_who_drafts(tmp_path: Path) -> None:
