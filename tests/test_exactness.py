@@ -1,0 +1,99 @@
+"""On the demo model: with `exact = true` every method writes the same tokens; without it, near-ties explain the rest.
+
+`pytest -m slow tests/test_exactness.py -s` compares 200 prompts in both dtypes and prints the counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import fastllm_core
+from fastllm_core import Generation
+
+HEROES = (
+    "little dog",
+    "brave girl named Mia",
+    "small red car",
+    "boy named Tom",
+    "friendly bear",
+    "tiny mouse",
+    "wise owl",
+)
+DEEDS = ("found a shiny key", "lost a toy", "wanted to fly", "met a new friend", "was very sad", "baked a cake")
+OPENINGS = (
+    "Once upon a time, there was a {hero}. One day, the {hero} {deed}",
+    "A {hero} {deed}.",
+    "The {hero} {deed} and then",
+    "Mom said that the {hero} {deed}, but",
+    "One sunny day, a {hero}",
+)
+
+
+def prompts(count: int) -> list[str]:
+    """Different beginnings of stories."""
+    texts = dict.fromkeys(
+        opening.format(hero=hero, deed=deed) for deed in DEEDS for hero in HEROES for opening in OPENINGS
+    )
+    assert len(texts) >= count or count <= 182
+    words = [text.rsplit(" ", 1)[0] for text in texts]
+    return list(dict.fromkeys([*texts, *words]))[:count]
+
+
+def generations(method: str, dtype: str, texts: list[str], rows: int, **settings: Any) -> list[Generation]:
+    config = {
+        "dtype": dtype,
+        "device": "cpu",
+        "engine.max_rows": rows,
+        "draft.controller": "fixed",
+        "draft.length": 5,
+        **settings.pop("config", {}),
+    }
+    with fastllm_core.load("demo", method, config=config) as pipeline:
+        answers: list[Generation] = pipeline.generate(texts, **settings)
+    return answers
+
+
+def differing(ours: list[Generation], theirs: list[Generation]) -> list[fastllm_core.Difference]:
+    pairs = zip(ours, theirs, strict=True)
+    return [difference for one, other in pairs if (difference := one.difference(other)) is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_exact_is_the_same_tokens_for_200_prompts(dtype: str, rows: int, temperature: float) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": temperature, "seed": 5}
+    texts = prompts(200)
+    plain = generations("plain", dtype, texts, rows, config={"exact": True}, **settings)
+    fast = generations("speculative", dtype, texts, rows, config={"exact": True}, **settings)
+    count = len(differing(plain, fast))
+    print(f"exact, {dtype}, B = {rows}, temperature {temperature}: {count} of {len(texts)} differ")
+    assert count == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_it_every_difference_is_a_near_tie(dtype: str, rows: int) -> None:
+    texts = prompts(200)
+    plain = generations("plain", dtype, texts, rows, max_new_tokens=40, temperature=0.0)
+    fast = generations("speculative", dtype, texts, rows, max_new_tokens=40, temperature=0.0)
+    parted = differing(plain, fast)
+    explained = sum(difference.near_tie for difference in parted)
+    ties, tokens = (sum(values) for values in zip(*((g.report.near_ties, g.report.tokens) for g in plain), strict=True))
+    print(f"{dtype}, B = {rows}: {len(parted)} of {len(texts)} differ, {explained} of these at a near-tie; "
+          f"{ties} of {tokens} tokens ({ties / tokens:.2%}) are near-ties")  # fmt: skip
+    assert explained == len(parted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_exact_is_the_same_tokens_for_a_few_prompts(dtype: str) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 16, "temperature": 0.0, "config": {"exact": True}}
+    texts = prompts(6)
+    plain = generations("plain", dtype, texts, 3, **settings)
+    fast = generations("speculative", dtype, texts, 3, **{**settings, "config": {"exact": True}})
+    assert differing(plain, fast) == []
+    assert sum(answer.report.accepted for answer in fast) > 20
