@@ -27,7 +27,7 @@ OPENINGS = (
     "A {hero} {deed}.",
     "The {hero} {deed} and then",
     "Mom said that the {hero} {deed}, but",
-    "One sunny day, a {hero}",
+    "One sunny day, the {hero} {deed}",
 )
 
 
@@ -36,9 +36,8 @@ def prompts(count: int) -> list[str]:
     texts = dict.fromkeys(
         opening.format(hero=hero, deed=deed) for deed in DEEDS for hero in HEROES for opening in OPENINGS
     )
-    assert len(texts) >= count or count <= 182
-    words = [text.rsplit(" ", 1)[0] for text in texts]
-    return list(dict.fromkeys([*texts, *words]))[:count]
+    assert len(texts) >= count
+    return list(texts)[:count]
 
 
 def generations(method: str, dtype: str, texts: list[str], rows: int, **settings: Any) -> list[Generation]:
