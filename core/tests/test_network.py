@@ -145,17 +145,19 @@ def test_the_attention_that_was_asked_for_is_kept(family: str, asked: str | None
     assert model.config._attn_implementation == before
 
 
-def test_an_unknown_kind_of_attention_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("diagonal", "llama has attention of type 'diagonal', which is not supported"),
+        ("linear_attention", "llama keeps a recurrent state, which a rejected draft could not be rolled back in"),
+        ("indexed_attention", "llama chooses the keys that it attends to by an index of its own"),
+    ],
+)
+def test_attention_that_the_port_cannot_mask_is_refused(kind: str, reason: str) -> None:
     model = tiny_model()
-    model.config.layer_types = ["full_attention", "chunked_attention", "full_attention", "full_attention"]
-    with pytest.raises(UnsupportedModel, match="llama: attention of type 'chunked_attention' is not supported"):
+    model.config.layer_types = ["full_attention", kind, "full_attention", "full_attention"]
+    with pytest.raises(UnsupportedModel, match=reason):
         network_of(model)
-
-
-def test_local_attention_that_masks_by_slot_is_refused() -> None:
-    settings = {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "num_heads": 4}
-    with pytest.raises(UnsupportedModel, match="local attention"):
-        network_of(tiny_model("gpt_neo", **settings))
 
 
 def test_a_model_without_a_cache_argument_is_refused() -> None:

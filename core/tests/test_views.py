@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fastllm_core import views
+from fastllm_core import Adapter, views
 from fastllm_core.errors import UnsupportedModel
 from fastllm_core.layout import chain
 from fastllm_core.models import LoadedModel
@@ -128,7 +128,8 @@ def zeroed(model: PreTrainedModel, attention: frozenset[int], mlp: frozenset[int
     """The reference: a deep copy whose last matrix of each skipped sub-layer is 0."""
     reference = copy.deepcopy(model)
     outputs = ("o_proj", "out_proj", "dense", "c_proj"), ("down_proj", "fc2", "dense_4h_to_h", "c_proj")
-    for skipped, sublayers, names in zip((attention, mlp), (views.ATTENTIONS, views.MLPS), outputs, strict=True):
+    parts = Adapter().attention, Adapter().mlp
+    for skipped, sublayers, names in zip((attention, mlp), parts, outputs, strict=True):
         for index in skipped:
             layer = views.layer_list(views.backbone(reference))[index]
             sublayer = next(getattr(layer, name) for name in sublayers if hasattr(layer, name))

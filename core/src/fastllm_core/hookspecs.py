@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from .adapters import Adapter
     from .config import Config
     from .context import Context
     from .network import Network
@@ -41,6 +42,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def fastllm_check(config: Config) -> Sequence[str] | None:
     """Problems that can be seen before any weight is loaded, a sentence each."""
+
+
+@hookspec
+def fastllm_adapters() -> Sequence[Adapter] | None:
+    """What the port must know of model families; an entry wins over the core's own for the same `model_type`."""
 
 
 @hookspec(firstresult=True)

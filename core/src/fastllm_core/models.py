@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .adapters import Adapter
     from .device import Device
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
@@ -134,6 +135,7 @@ def load_model(
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    adapters: Sequence[Adapter] = (),
 ) -> LoadedModel:
     """Load a model with its tokenizer, from safetensors only, or take an already loaded one as it is.
 
@@ -141,14 +143,15 @@ def load_model(
     tokenizer: a tokenizer, or where to load it from; None is the model's own. A model without one takes token ids only.
     device, dtype: as in `select_device`. A `Device` brings its own dtype.
     revision: branch, tag or commit on the hub, of config, weights, tokenizer and generation config alike.
+    adapters: what plugins know of model families, so that what cannot be run is refused before its weights are read.
     Raises ModelError, UnsupportedModel or DeviceError.
     """
     from . import weights  # torch and transformers enter here
 
     if isinstance(model, str | Path):
         source = resolve_model(str(model))
-        return weights.load(source, tokenizer, weights.placed(device, dtype), revision, trust_remote_code)
-    return weights.adopt(model, tokenizer, device, dtype, trust_remote_code)
+        return weights.load(source, tokenizer, weights.placed(device, dtype), revision, trust_remote_code, adapters)
+    return weights.adopt(model, tokenizer, device, dtype, trust_remote_code, adapters)
 
 
 def verify_same_vocabulary(target: LoadedModel, draft: LoadedModel) -> None:

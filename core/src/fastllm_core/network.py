@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .adapters import Adapter, adapter_for
-from .attention import FEW_ROWS
+from .adapters import Adapter, adapter_for, refusal
+from .attention import take_explicit_masks
 from .clock import Clock
 from .errors import UnsupportedModel
 from .spans import Span, spans_of
@@ -146,9 +146,12 @@ class Network:
         self.loaded = loaded
         self.clock = clock or Clock()
         self.adapter = adapter_for(loaded.model.config, adapters)
-        if self.adapter.refuse:
-            raise UnsupportedModel(f"model '{loaded.name}' ({type(loaded.model).__name__}) {self.adapter.refuse}")
-        self.model = _with_explicit_masks(share(loaded.model))
+        reason = refusal(self.adapter, loaded.config)
+        if reason:
+            raise UnsupportedModel(f"model '{loaded.name}' ({loaded.config.model_type}) {reason}")
+        self.model = share(loaded.model)
+        self.replaced_attention = take_explicit_masks(self.model)
+        """The attention that the model was loaded with, if it may ignore masks and another one took its place."""
         self.device, self.dtype = loaded.device, loaded.dtype
         self._views: dict[tuple[object, ...], nn.Module] = {}
         self._seen = torch.zeros((), dtype=self.dtype, device=self.device)
@@ -159,7 +162,7 @@ class Network:
         self.layers = len(layer_list(base, self.adapter))
         self.config: Any = base.config
         self._cache_argument = _cache_argument(self.model)
-        self._spans = spans_of(self.config, self.layers)
+        self._spans = self.adapter.spans(self.config) if self.adapter.spans else spans_of(self.config, self.layers)
         self._last_position = (loaded.context_length or 1 << 30) - 1
 
     @property
@@ -170,13 +173,22 @@ class Network:
     @cached_property
     def kv_shapes(self) -> tuple[KVShape | None, ...]:
         """What each layer's cache holds, found by one forward over one token; None for a layer that keeps nothing."""
+        return tuple(probe.shape for probe in self._read_one_token(self.model))
+
+    @torch.inference_mode()
+    def _read_one_token(self, model: nn.Module) -> list[ProbeLayer]:
+        """Run a whole model over one token, to see what it does."""
         probes = [ProbeLayer() for _ in range(self.layers)]
         zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         mask = torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
-        inputs = Inputs(zero, None, zero, zero, mask, None)
-        with torch.inference_mode():
-            self._call(self.model, inputs, Cache(layers=[*probes]), 0, self.layers, {})
-        return tuple(probe.shape for probe in probes)
+        self._call(model, Inputs(zero, None, zero, zero, mask, None), Cache(layers=[*probes]), 0, self.layers, {})
+        return probes
+
+    def stock(self) -> nn.Module:
+        """A copy of the model that follows its own masks and positions: what the port must agree with."""
+        model = share(self.loaded.model)
+        take_explicit_masks(model)
+        return model
 
     @torch.inference_mode()
     def forward(
@@ -226,10 +238,13 @@ class Network:
         return (model if stop == self.layers else backbone(model, self.adapter))(**arguments)
 
     def _masks(self, inputs: Inputs, start: int, stop: int) -> Tensor | dict[str, Tensor]:
-        """Additive masks float[B, 1, R, T]: one, or one for each attention type of the layers that run."""
+        """Additive masks float[B, 1, R, T]: one, or one for each attention type (see `Adapter.stacked_masks`)."""
+        spans = dict(self._spans)
+        if self.adapter.stacked_masks:
+            return torch.cat([self._mask(inputs, spans[kind]) for kind in sorted(spans)], dim=1)
         kinds = dict(self._spans[start:stop])
         masks = {kind: self._mask(inputs, span) for kind, span in kinds.items()}
-        return masks if len(dict(self._spans)) > 1 else next(iter(masks.values()))
+        return masks if len(spans) > 1 else next(iter(masks.values()))
 
     def _mask(self, inputs: Inputs, span: Span) -> Tensor:
         keys = inputs.key_positions
@@ -246,22 +261,13 @@ class Network:
             if not 0 <= start < stop <= self.layers:
                 last = self.layers - 1
                 raise UnsupportedModel(f"layers {start}..{stop - 1} do not exist: the model has layers 0..{last}")
-            model = skip_sublayers(self.model, attention, mlp, self.adapter) if attention or mlp else self.model
+            model = self.model
+            if attention or mlp:
+                model = skip_sublayers(model, attention, mlp, self._read_one_token, self.adapter)
             if (start, stop) != (0, self.layers):
                 model = layer_range(model, start, stop, self.adapter)
             self._views[key] = model
         return self._views[key]
-
-
-def _with_explicit_masks(model: nn.Module) -> nn.Module:
-    """Fall back to an attention that takes an explicit mask, if the model was loaded with one that cannot."""
-    config: Any = model.config
-    if config._attn_implementation != "eager":
-        config._attn_implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
-    # Models that look their attention up by name take ours; others (Falcon) have the choice written into their forward.
-    if config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False):
-        config._attn_implementation = FEW_ROWS
-    return model
 
 
 def _cache_argument(model: nn.Module) -> str:

@@ -21,6 +21,7 @@ from .controllers import make_controller
 from .device import Device, select_device
 from .engine import Engine, Parts
 from .errors import RequestError
+from .exact import batch_experts, check_invariance
 from .generation import Generation, Piece, Settings
 from .models import LoadedModel, load_model
 from .network import Network
@@ -29,6 +30,7 @@ from .prompts import Prompt, encode, is_batch
 from .protocols import KVCache
 from .request import Request, SamplingParams
 from .rows import Event
+from .selection import adapters
 from .suggest import did_you_mean
 from .transcript import Transcript, text_of
 
@@ -246,8 +248,13 @@ def assemble(
 ) -> tuple[Roles, Engine]:
     """The roles of a pipeline and the engine that runs them. Raises UnsupportedModel if the port does not fit."""
     config, clock, caches = selection.config, Clock(), list[KVCache]()
-    network = Network(target, clock)
+    known = adapters(selection)
+    network = Network(target, clock, known)
+    if config.exact:
+        batch_experts(network)
     check_whole(network)
+    if config.exact:
+        check_invariance(network, config.engine.max_rows, config.draft.length + 1)
 
     def make_cache(of: Network) -> KVCache:
         caches.append(make_kv_cache(selection, context, of))
@@ -260,8 +267,8 @@ def assemble(
         network=network,
         draft_length=config.draft.length,
         cache=None,
-        load_model=partial(load_model, trust_remote_code=trust_remote_code),
-        make_network=lambda loaded: Network(loaded, clock),
+        load_model=partial(load_model, trust_remote_code=trust_remote_code, adapters=known),
+        make_network=lambda loaded: Network(loaded, clock, known),
         make_cache=make_cache,
     )
     roles = build_roles(selection, context)
@@ -286,6 +293,7 @@ def assemble(
         context_length=target.context_length,
         max_rows=config.engine.max_rows,
         prefill_chunk=config.engine.prefill_chunk,
+        exact=config.exact,
     )
     return roles, engine
 
@@ -323,7 +331,14 @@ def load(
     selection = select(chosen, model=loaded_model)
     place = select_device(chosen.device, chosen.dtype, chosen.threads)
     source: Any = chosen.model if loaded_model is None else loaded_model
-    target = load_model(source, tokenizer, place, revision=chosen.revision, trust_remote_code=trust_remote_code)
+    target = load_model(
+        source,
+        tokenizer,
+        place,
+        revision=chosen.revision,
+        trust_remote_code=trust_remote_code,
+        adapters=adapters(selection),
+    )
     if loaded_model is not None:
         place = replace(place, device=target.device, dtype=target.dtype, name=str(target.device))
     return Pipeline(selection, target, place, trust_remote_code)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from . import layout
+from .attention import KERNELS
 from .cache import SlotCache
 from .errors import UnsupportedModel
+from .twin import share
 
 if TYPE_CHECKING:
     from .network import Inputs, Network
@@ -32,7 +34,8 @@ def check_whole(network: Network) -> None:
     The port reads the first half as a chain and the second as a tree with a decoy, a node that no other may see.
     """
     tokens = _tokens(network)
-    own: Any = network.model(input_ids=tokens, use_cache=False)
+    own: Any = network.stock()(input_ids=tokens, use_cache=False)
+    _check_attention(network, tokens, own.logits)
     try:
         given = _chain_and_tree(network, tokens)
     except torch.OutOfMemoryError:
@@ -41,6 +44,15 @@ def check_whole(network: Network) -> None:
         reason = (str(error).splitlines() or [""])[0]
         raise UnsupportedModel(f"{_name(network)} does not support {PORT}: {type(error).__name__}: {reason}") from error
     _compare(network, given, own.logits, PORT)
+
+
+def _check_attention(network: Network, tokens: Tensor, logits: Tensor) -> None:
+    """Refuse a model whose own attention is another function than the one that took its place."""
+    name = network.replaced_attention
+    if name is None or name.startswith(KERNELS):
+        return
+    own: Any = share(network.loaded.model)(input_ids=tokens, use_cache=False)
+    _compare(network, logits, own.logits, f"an explicit mask in its attention '{name}', nor sdpa in its place")
 
 
 def _chain_and_tree(network: Network, tokens: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import pluggy
 from packaging.requirements import InvalidRequirement, Requirement
 
 from . import discovery, hookspecs
+from .adapters import Adapter
 from .config import Config
 from .defaults import CORE, CoreDefaults
 from .discovery import SELECTABLE, InstalledPlugin
@@ -101,6 +102,15 @@ def offers(selection: Selection, role: str) -> list[str]:
             f'choose one with roles.{role} = "{names[0]}"'
         )
     return names
+
+
+def adapters(selection: Selection) -> tuple[Adapter, ...]:
+    """What the selected plugins know of model families, the last selected first. Raises PluginContractError."""
+    found = [adapter for answer in selection.manager.hook.fastllm_adapters() for adapter in answer]
+    for adapter in found:
+        if not isinstance(adapter, Adapter):
+            raise PluginContractError(f"fastllm_adapters: {adapter!r} is no fastllm_core.Adapter")
+    return tuple(found)
 
 
 def validate_options(plugin: InstalledPlugin, kind: type[Options], table: Mapping[str, Any]) -> Options:

@@ -7,6 +7,7 @@ copy. Where a family keeps its layers, and what else it needs, says its `Adapter
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import torch
@@ -89,9 +90,16 @@ def _enter_above_embedding(base: Any, adapter: Adapter) -> None:
 
 
 def skip_sublayers(
-    model: nn.Module, attention: frozenset[int], mlp: frozenset[int], adapter: Adapter = DEFAULT
+    model: nn.Module,
+    attention: frozenset[int],
+    mlp: frozenset[int],
+    trial: Callable[[nn.Module], object],
+    adapter: Adapter = DEFAULT,
 ) -> nn.Module:
-    """The whole model with some sub-layers adding nothing to the residual stream (arXiv:2309.08168)."""
+    """The whole model with some sub-layers adding nothing to the residual stream (arXiv:2309.08168).
+
+    trial: runs the model once, over anything, to see what its sub-layers answer: a tensor, or a tuple with one.
+    """
     if adapter.refuse_skip:
         raise UnsupportedModel(f"{type(model).__name__} cannot skip sub-layers: {adapter.refuse_skip}")
     view = share(model)
@@ -99,17 +107,24 @@ def skip_sublayers(
     for index in sorted(attention | mlp):
         if not 0 <= index < len(layers):
             raise UnsupportedModel(f"skip set: layer {index} does not exist, the model has layers 0..{len(layers) - 1}")
-    for skipped, names, silent in (
-        (attention, adapter.attention, SilentAttention()),
-        (mlp, adapter.mlp, SilentMLP()),
-    ):
-        for index in skipped:
-            found = _present(layers[index], names)
-            if not found:
-                raise UnsupportedModel(f"{type(layers[index]).__name__}: no sub-layer to skip among {', '.join(names)}")
-            for name in found:
-                _replace(layers[index], name, silent)
+    parts = [(layers[index], name) for index in attention for name in sublayers(layers[index], adapter.attention)]
+    parts += [(layers[index], name) for index in mlp for name in sublayers(layers[index], adapter.mlp)]
+    answers: dict[nn.Module, Any] = {}
+    for layer, name in parts:
+        layer.get_submodule(name).register_forward_hook(lambda part, _, answer: answers.update({part: answer}))
+    trial(view)
+    for layer, name in parts:
+        answer = answers.get(layer.get_submodule(name))
+        _replace(layer, name, Silent(len(answer) if isinstance(answer, tuple) else None))
     return view
+
+
+def sublayers(layer: nn.Module, names: Names) -> list[str]:
+    """Those of the names that a layer has. Raises UnsupportedModel if it has none."""
+    found = _present(layer, names)
+    if not found:
+        raise UnsupportedModel(f"{type(layer).__name__}: no sub-layer to skip among {', '.join(names) or 'no names'}")
+    return found
 
 
 class SilentPositions(nn.Module):
@@ -128,20 +143,18 @@ class PassedOn(nn.Module):
         return cast("Tensor", kwargs["inputs_embeds"] if hidden is None else hidden)
 
 
-class SilentAttention(nn.Module):
-    """An attention that contributes nothing and leaves no keys or values."""
+class Silent(nn.Module):
+    """A sub-layer that contributes nothing and leaves no keys or values."""
 
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
-        """hidden_states: float[B, W, H]. Returns zeros of the same shape and no attention weights."""
-        return torch.zeros_like(hidden_states), None
+    def __init__(self, parts: int | None) -> None:
+        """parts: how many the sub-layer answers as a tuple, the first of which counts; None for a bare tensor."""
+        super().__init__()
+        self.parts = parts
 
-
-class SilentMLP(nn.Module):
-    """An MLP that contributes nothing."""
-
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """hidden_states: float[B, W, H]. Returns zeros of the same shape."""
-        return torch.zeros_like(hidden_states)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
+        """The first argument, or `hidden_states`: float[B, W, H]. Returns zeros of the same shape."""
+        nothing = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
+        return nothing if self.parts is None else (nothing, *[None] * (self.parts - 1))
 
 
 def _present(module: nn.Module, names: Names) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,9 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
+from .adapters import Adapter, adapter_for, refusal
 from .device import DTYPES, Device, select_device
 from .errors import ModelError, UnsupportedModel
 from .models import LoadedModel
+from .spans import RECURRENT, REFUSED, layer_types
+from .wrappers import execution_device, unwrapped
 
 if TYPE_CHECKING:
     from .models import ModelSource
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 SLOW_S = 2.0
 """A load that takes longer says so."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
-RECURRENT = frozenset({"mamba", "mamba2", "linear_attention", "conv", "recurrent", "rwkv", "short_conv"})
 LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError)
 """What transformers raises for a missing repository, no network, shapes that do not fit, a broken file."""
 
@@ -45,6 +47,7 @@ def load(
     device: Device,
     revision: str | None,
     trust_remote_code: bool,
+    adapters: Sequence[Adapter] = (),
 ) -> LoadedModel:
     """The model from a folder or the hub, on the device and in evaluation mode. See `models.load_model`."""
     if source.local:
@@ -53,7 +56,7 @@ def load(
     pinned = {key: value for key, value in pinned.items() if value is not None}
     with _quietly(source.name), _one_line(f"model '{source.name}'", source.local):
         config = AutoConfig.from_pretrained(source.location, **pinned)
-        _check_architecture(source.name, config)
+        _check_architecture(source.name, config, adapters)
         model = _read_weights(source, config, device, pinned)
     if tokenizer is None and _has_tokenizer(source):
         tokenizer = _tokenizer(source.location, **pinned)
@@ -68,21 +71,20 @@ def adopt(
     device: str | Device,
     dtype: str,
     trust_remote_code: bool,
+    adapters: Sequence[Adapter] = (),
 ) -> LoadedModel:
-    """A module that somebody has loaded, taken as it is: neither moved, nor cast, nor set to evaluation mode."""
-    name = type(model).__name__
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"model: expected a name, a folder or a transformers causal LM, not {name}")
-    name = getattr(model, "name_or_path", "") or name
-    _check_architecture(name, model.config, type(model))
-    devices = {parameter.device for parameter in model.parameters()}
-    if len(devices) != 1 or next(iter(devices)).type == "meta":
-        where = ", ".join(sorted(str(device) for device in devices)) or "no device"
-        raise ModelError(f"model '{name}': its weights lie on {where}; fastllm needs them on one device")
-    _check_wish(name, model, next(iter(devices)), device, dtype)
+    """A module that somebody has loaded, taken as it is: neither moved, nor cast, nor set to evaluation mode.
+
+    Adapters, hooks and their state are those of this moment: after `set_adapter` or `merge_adapter`, load it again.
+    """
+    model = unwrapped(model)
+    name = model.name_or_path or type(model).__name__
+    _check_architecture(name, model.config, adapters, type(model))
+    place = execution_device(name, model)
+    _check_wish(name, model, place, device, dtype)
     if isinstance(tokenizer, str | Path):
         tokenizer = _tokenizer(str(tokenizer), trust_remote_code=trust_remote_code)
-    return LoadedModel(name, model, tokenizer, next(iter(devices)), model.dtype)
+    return LoadedModel(name, model, tokenizer, place, model.dtype)
 
 
 def _read_weights(source: ModelSource, config: Any, device: Device, pinned: Mapping[str, Any]) -> PreTrainedModel:
@@ -94,7 +96,9 @@ def _read_weights(source: ModelSource, config: Any, device: Device, pinned: Mapp
     missing = sorted(info.get("missing_keys") or ())
     if missing:
         raise ModelError(f"model '{source.name}': the weight files lack {len(missing)} tensors, such as {missing[0]}")
-    return cast(PreTrainedModel, model.to(device.device).eval())
+    if model.device != device.device:  # a quantised model may refuse to be moved even where it already is
+        model = model.to(device.device)
+    return cast(PreTrainedModel, model.eval())
 
 
 def _check_wish(name: str, model: PreTrainedModel, actual: torch.device, device: str | Device, dtype: str) -> None:
@@ -122,8 +126,10 @@ def _check_files(source: ModelSource) -> None:
     )
 
 
-def _check_architecture(name: str, config: Any, kind: type[PreTrainedModel] | None = None) -> None:
-    """Refuse what has no key/value cache to roll back. Before any weight is read."""
+def _check_architecture(
+    name: str, config: Any, adapters: Sequence[Adapter], kind: type[PreTrainedModel] | None = None
+) -> None:
+    """Refuse what the port cannot run. Before any weight is read."""
     model_type = getattr(config, "model_type", type(config).__name__)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModel(f"model '{name}' ({model_type}) is an encoder-decoder; fastllm decodes causal LMs only")
@@ -132,11 +138,13 @@ def _check_architecture(name: str, config: Any, kind: type[PreTrainedModel] | No
         kind = found[0] if isinstance(found, tuple) else found
     if kind is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         raise UnsupportedModel(f"model '{name}' ({model_type}) is no causal LM that transformers knows")
-    layer_types = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
-    if getattr(kind, "_is_stateful", False) or RECURRENT & set(layer_types):
-        raise UnsupportedModel(
-            f"model '{name}' ({model_type}) keeps a recurrent state, which a rejected draft could not be rolled back in"
-        )
+    reasons = [
+        refusal(adapter_for(config, adapters), config),
+        RECURRENT if getattr(kind, "_is_stateful", False) else "",
+    ]
+    reasons += [REFUSED.get(layer, "") for layer in layer_types(config.get_text_config(decoder=True))]
+    for reason in filter(None, reasons):
+        raise UnsupportedModel(f"model '{name}' ({model_type}) {reason}")
 
 
 def _has_tokenizer(source: ModelSource) -> bool:

@@ -1,0 +1,123 @@
+"""What the port must know of a model family that its structure does not tell: one table, the only place of its kind.
+
+A decoder whose parts have the usual names and that does nothing to its input before the first layer needs no entry. An
+entry says what is different and why. A plugin may bring entries of its own (`fastllm_adapters`), which win over these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from .spans import Span, Spans
+
+Names = tuple[str, ...]
+"""Attribute names, dotted for a part of a part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """How the port finds its way in a family. The defaults hold for a family without an entry.
+
+    Where a field lists names, parts that a model lacks are passed over.
+    """
+
+    model_types: Names = ()
+    """The `config.model_type`s that this is for."""
+    reason: str = ""
+    """What is different about the family, in a sentence."""
+
+    layers: Names = ("layers", "h", "blocks", "block")
+    """The list of decoder layers in the backbone: the first of these that is there."""
+    final_norm: Names = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
+    """What follows the last layer in the backbone: the first of these. () for a backbone that ends with its layers."""
+    attention: Names = ("self_attn", "attn", "attention", "self_attention")
+    """A layer's attention: all of these. Skipping a sub-layer makes each of its parts add nothing."""
+    mlp: Names = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+    """A layer's MLP: all of these."""
+
+    # A part that starts above layer 0 takes hidden states that have been through what precedes the layers.
+    silent: Names = ("wpe", "embed_positions")
+    """Embeddings that a backbone adds to its input: they add nothing there."""
+    entry: Names = ("project_in",)
+    """Modules that a backbone sends its input through: they hand it on unchanged there."""
+    attributes: Mapping[str, Any] = field(default_factory=lambda: {"embedding_multiplier": 1.0})
+    """Attributes of the backbone, such as a factor on its input, with the value that undoes them there."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The same, of the configuration."""
+    exit: Names = ("project_out",)
+    """Modules between the final norm and the head: they hand on unchanged what a part without the last layer gives."""
+    cut: Callable[[Any, int, int, int], None] | None = None
+    """`cut(backbone, start, stop, total)`: what else makes a range of layers out of a copy of the backbone."""
+
+    # What makes a family follow the port's positions and masks.
+    spans: Callable[[Any], Spans] | None = None
+    """`spans(config)`: attention type and span of every layer, where `layer_types` and `sliding_window` do not tell."""
+    stacked_masks: bool = False
+    """Masks of several types reach the backbone stacked in one tensor float[B, types, R, T], in the types' alphabetical
+    order, and not as a mapping: for a backbone that hands one mask to all its layers (see `prepare`)."""
+    prepare: Callable[[Any], None] | None = None
+    """`prepare(backbone)`: changes to a copy of the whole backbone."""
+
+    refuse: str | Callable[[Any], str] = ""
+    """Why the family cannot be run at all, or `refuse(config)` says so or "": the end of "model 'x' (type) ..."."""
+    refuse_split: str = ""
+    """Why it cannot be run in parts, if it can be run whole."""
+    refuse_skip: str = ""
+    """Why its sub-layers cannot be skipped."""
+
+
+def _gpt_neo_spans(config: Any) -> Spans:
+    kinds = {"global": Span(), "local": Span(window=config.window_size)}
+    return tuple((kind, kinds[kind]) for kind in config.attention_layers)
+
+
+def _gpt_neo_masks(base: Any) -> None:
+    """Let through what the port's mask lets through, by position, in place of a triangle by slot."""
+    kinds = sorted(set(base.config.attention_layers))
+    for layer, kind in zip(base.h, base.config.attention_layers, strict=True):
+        attention = layer.attn.attention
+        attention.bias = attention.bias.new_ones(()).expand(1, 1, 1 << 30, 1 << 30)
+        layer.register_forward_pre_hook(partial(_pick_mask, kinds.index(kind)), with_kwargs=True)
+
+
+def _pick_mask(index: int, layer: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Hand a layer its own of the stacked masks."""
+    return arguments, {**named, "attention_mask": named["attention_mask"][:, index : index + 1]}
+
+
+ADAPTERS: Final[tuple[Adapter, ...]] = (
+    Adapter(
+        model_types=("afmoe",),
+        reason="the backbone scales its input if this is set",
+        config={"mup_enabled": False},
+    ),
+    Adapter(
+        model_types=("gpt_neo",),
+        reason="every other layer has a window, which it cuts out of a triangle by slot; all layers share one mask",
+        spans=_gpt_neo_spans,
+        stacked_masks=True,
+        prepare=_gpt_neo_masks,
+    ),
+)
+
+
+def adapter_for(config: Any, adapters: Iterable[Adapter] = ()) -> Adapter:
+    """The entry for a model: of `adapters`, else of the table, else the defaults.
+
+    config: the model's, whose own type is looked for before that of its text part.
+    """
+    kinds = (getattr(config, "model_type", ""), config.get_text_config(decoder=True).model_type)
+    for source in (tuple(adapters), ADAPTERS):
+        for kind in kinds:
+            for adapter in source:
+                if kind in adapter.model_types:
+                    return adapter
+    return Adapter()
+
+
+def refusal(adapter: Adapter, config: Any) -> str:
+    """Why a model cannot be run, or ""."""
+    return adapter.refuse(config) if callable(adapter.refuse) else adapter.refuse
