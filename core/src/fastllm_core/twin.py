@@ -11,7 +11,6 @@ run the user's model in place of the twin.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import OrderedDict
 from functools import partial
 from types import MethodType
@@ -63,8 +62,10 @@ def _twin_callable(value: Any, memo: dict[int, Any]) -> Any:
         twin = partial(_twin(value.func, memo), *(_twin(item, memo) for item in value.args), **keywords)
         twin.__dict__.update({name: _twin(item, memo) for name, item in value.__dict__.items()})
         return twin
-    compiled = inspect.unwrap(getattr(value, "_torchdynamo_orig_callable", value))
-    return _twin_callable(compiled, memo) if isinstance(compiled, MethodType) else value
+    compiled = getattr(value, "_torchdynamo_orig_callable", None)
+    while compiled is not None and not isinstance(compiled, MethodType):
+        compiled = getattr(compiled, "__wrapped__", None)
+    return value if compiled is None else _twin_callable(compiled, memo)
 
 
 def _twin_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
