@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 
 import pytest
@@ -17,6 +17,7 @@ from fastllm_core.clock import PHASES, Clock
 from fastllm_core.protocols import Draft, Observer, Scores, Verdict
 from fastllm_core.report import RunReport, nodes_by_level
 from fastllm_core.request import Request
+from fastllm_core.rows import Event
 from fastllm_core.testing import Branching, Scripted, tiny_model
 from fastllm_core.testing.engines import make_engine
 
@@ -69,15 +70,20 @@ def test_counters_equal_an_independent_recount(drafter: Scripted | Branching) ->
     engine = make_engine(model(), drafter, observers=[recount], max_rows=3)
     ids = {engine.add(request): request for request in REQUESTS}
     tokens: Counter[int] = Counter()
+    told: defaultdict[int, list[Event]] = defaultdict(list)
     reports: dict[int, RunReport] = {}
     while not engine.idle:
         for event in engine.step():
             tokens[event.row] += len(event.tokens)
+            told[event.row].append(event)
             assert (event.report is None) == (event.finish_reason is None)
             if event.report:
                 reports[event.row] = event.report
     for row, request in ids.items():
         report = reports[row]
+        assert sum(sum(event.drafted) for event in told[row]) == report.drafted
+        levels = range(len(report.accepted_at))
+        assert [sum(event.accepted > level for event in told[row]) for level in levels] == report.accepted_at
         assert (report.tokens, report.prompt_tokens) == (tokens[row], len(request.prompt))
         assert report.rounds == recount.rounds[row]
         assert report.drafted_at == [recount.drafted[row, i] for i in range(len(report.drafted_at))]

@@ -228,7 +228,7 @@ class Engine:
             ).tolist()
         levels = nodes_by_level(draft, [line[0] for line in packed])
         committed = [line[2 : line[1] + 3] for line in packed]
-        events = self._commit(batch, draft, scores, verdict, committed)
+        events = self._commit(batch, draft, scores, verdict, levels, committed)
         self._count(batch, levels, committed, events)
         self._count_ties(batch, [line[2 + verdict.tokens.shape[1] :] for line in packed], events)
         self._learn(batch, levels, committed, before)
@@ -262,15 +262,22 @@ class Engine:
         return Draft(nothing, torch.zeros(len(batch), dtype=torch.long, device=batch.device))
 
     def _commit(
-        self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict, committed: list[list[int]]
+        self,
+        batch: Batch,
+        draft: Draft,
+        scores: Scores,
+        verdict: Verdict,
+        levels: list[list[int]],
+        committed: list[list[int]],
     ) -> list[Event]:
         """Append each row's tokens, cut where its text ends, and keep exactly their cache rows."""
         events = []
-        for row, tokens in zip(batch.rows, committed, strict=True):
+        for row, drafted, tokens in zip(batch.rows, levels, committed, strict=True):
             assert isinstance(row, LiveRow)
             kept, reason = ending(row, tokens)
             row.tokens += tokens[:kept]
-            events.append(Event(row.id, tuple(tokens[:kept]), reason, row.report if reason else None))
+            report = row.report if reason else None
+            events.append(Event(row.id, tuple(tokens[:kept]), reason, report, tuple(drafted), len(tokens) - 1))
         starts = [length - 1 for length in batch.lengths]
         nodes = [len(event.tokens) - 1 for event in events]
         self.parts.cache.commit(starts, nodes, None if draft.parents is None else verdict.path)

@@ -81,3 +81,7 @@ class Piece:
     token_ids: tuple[int, ...]
     result: Generation | None = None
     """The whole generation, with the last piece."""
+    drafted: int = 0
+    """Tokens that were drafted in this round."""
+    accepted: int = 0
+    """Of these, tokens that were kept: the first ones of `token_ids`."""

@@ -191,11 +191,13 @@ class Pipeline:
                 tokens += event.tokens
                 last = event.finish_reason is not None
                 text = "" if transcript is None else _shown(transcript, event.tokens, last=last)
+                drafted, accepted = sum(event.drafted), event.accepted
                 if last:
                     whole = "" if transcript is None else transcript.text
-                    yield Piece(text, event.tokens, _generation(request, tokens, whole, event))
+                    result = _generation(request, tokens, whole, event)
+                    yield Piece(text, event.tokens, result, drafted, accepted)
                     return
-                yield Piece(text, event.tokens)
+                yield Piece(text, event.tokens, None, drafted, accepted)
 
     @contextmanager
     def _rows(self, requests: Sequence[Request]) -> Iterator[list[int]]:

@@ -22,6 +22,10 @@ class Event:
     """None while the row goes on; "eos", "stop" (a stop string) or "length" when this was its last event."""
     report: RunReport | None = None
     """The row's figures, with its last event."""
+    drafted: tuple[int, ...] = ()
+    """Tokens drafted in this step at each position of the draft (for a tree: at each level)."""
+    accepted: int = 0
+    """Drafted tokens that the rule kept: the first ones of `tokens`, which may end among them."""
 
 
 @dataclass(slots=True, eq=False)
