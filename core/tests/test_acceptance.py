@@ -10,108 +10,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastllm_core.acceptance import match, reject_block, reject_chain, reject_tree
 from fastllm_core.protocols import Verdict
 from fastllm_core.sampling import draw
+from fastllm_core.testing.laws import LOPSIDED, Context, Law, Table, always, committed, grid, is_law_of, law_of, varied
 from fastllm_core.verdicts import depths
 
-Context = tuple[int, ...]
-Table = Callable[[Context], Sequence[float]]
-"""A distribution of the next token for each context (the tokens since the root)."""
 Drafts = Iterable[tuple[Sequence[int], float]]
 """Drafted tokens and the probability that the drafter makes them."""
-Law = NDArray[np.float64]
-"""float64[V, ..., V]: the probability of each text of a fixed length."""
-Decide = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Verdict]
+Decide = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], Verdict]
 """(tokens, lengths, q, p, accept_u, extra_u) -> Verdict"""
 
 CHAIN = (-1, 0)
 TREE = (-1, -1, 0, 0, 1)
 """The root has two children; the first of them has two, the second one."""
-ROOT_ONLY: Context = ()
 
 UNEQUAL = (0.5, 0.3, 0.2), (0.2, 0.2, 0.6)
 COINS = (1 / 3, 2 / 3), (2 / 3, 1 / 3)
-
-
-EVEN = [(1, 2, 3), (3, 1, 2), (2, 3, 1), (3, 2, 1), (1, 3, 2), (2, 1, 3)]
-LOPSIDED = [(4, 1, 1), (1, 1, 4), (1, 4, 1)]
-
-
-def sixths(shift: int, tables: Sequence[Sequence[int]] = EVEN) -> Table:
-    """Distributions in sixths that depend on every token of the context."""
-
-    @cache
-    def table(context: Context) -> list[float]:
-        place = shift + len(context) + sum((i + 2) * token for i, token in enumerate(context))
-        return [part / 6 for part in tables[place % len(tables)]]
-
-    return table
-
-
-def always(*probs: float) -> Table:
-    """The same distribution in every context."""
-    return lambda _: probs
-
-
-P, Q = sixths(1), sixths(4)
-
-
-# -- laws --------------------------------------------------------------------------------------------------------------
-
-
-def law_of(p: Table, committed: Iterable[tuple[Context, float]], length: int) -> Law:
-    """The law of texts of one length: committed tokens with their weights, continued by p or cut."""
-    vocabulary = len(p(ROOT_ONLY))
-    law = np.zeros((vocabulary,) * length)
-    for start, weight in committed:
-        cells = law[start[:length]]
-        start = start[:length]
-        if len(start) == length:
-            law[start] += weight
-            continue
-        cells += weight * continuation(p, start, length)
-    return law
-
-
-@cache
-def continuation(p: Table, start: Context, length: int) -> Law:
-    """float64[V, ...]: p's law of the tokens that bring `start` to `length`."""
-    probs = np.array(p(start))
-    if len(start) + 1 == length:
-        return probs
-    rest = [continuation(p, (*start, token), length) for token in range(len(probs))]
-    return np.stack([prob * law for prob, law in zip(probs, rest, strict=True)])
-
-
-def is_law_of(p: Table, law: Law) -> bool:
-    return bool(np.abs(law - continuation(p, ROOT_ONLY, law.ndim)).max() < 1e-9)
-
-
-def committed(verdict: Verdict, weight: float = 1.0) -> Iterator[tuple[Context, float]]:
-    """What the rows of a batch commit, each with its share of `weight`."""
-    digits = verdict.tokens + 1  # a text as one number: far faster than unique rows
-    base = int(digits.max()) + 1
-    powers = base ** torch.arange(digits.shape[1])
-    for code, count in enumerate((digits * powers).sum(1).bincount().tolist()):
-        if count:
-            text = [code // power % base - 1 for power in powers.tolist()]
-            yield tuple(token for token in text if token >= 0), weight * count / len(digits)
-
-
-def grid(*sizes: int) -> Tensor:
-    """float64[R, len(sizes)]: the midpoints of all cells."""
-    axes = [(torch.arange(size, dtype=torch.float64) + 0.5) / size for size in sizes]
-    return torch.cartesian_prod(*axes).view(-1, len(sizes))
+P, Q = varied(1), varied(4)
 
 
 # -- drafts ------------------------------------------------------------------------------------------------------------
@@ -119,7 +41,7 @@ def grid(*sizes: int) -> Tensor:
 
 def contexts(tokens: Sequence[int], parents: Sequence[int]) -> list[Context]:
     """The context that each row of a verification scores, the root's first."""
-    rows = [ROOT_ONLY]
+    rows: list[Context] = [()]
     for token, parent in zip(tokens, parents, strict=True):
         rows.append((*rows[parent + 1], token))
     return rows
@@ -174,7 +96,9 @@ def law_over(p: Table, decided: Iterable[tuple[Verdict, float]], length: int) ->
 
 
 def tree(parents: Sequence[int], *, without_replacement: bool) -> Decide:
-    def decide(tokens: Tensor, lengths: Tensor, q: Tensor, p: Tensor, accept_u: Tensor, extra_u: Tensor) -> Verdict:
+    def decide(
+        tokens: Tensor, lengths: Tensor, q: Tensor | None, p: Tensor, accept_u: Tensor, extra_u: Tensor
+    ) -> Verdict:
         above = torch.tensor(parents, dtype=torch.int64).expand_as(tokens)
         return reject_tree(tokens, lengths, above, q, p, accept_u, extra_u, without_replacement=without_replacement)
 
@@ -205,7 +129,7 @@ def test_rejection_on_a_chain(stop: Callable[[Sequence[int]], int]) -> None:
 
 @pytest.mark.parametrize("stop", [len, stop_after(1), lambda _: 1, lambda _: 0], ids=STOPS)
 @pytest.mark.parametrize(
-    ("q", "cells"), [(sixths(0), grid(42, 12, 6)), (sixths(1, LOPSIDED), grid(14, 8, 6))], ids=["even", "lopsided"]
+    ("q", "cells"), [(varied(0), grid(42, 12, 6)), (varied(1, LOPSIDED), grid(14, 8, 6))], ids=["even", "lopsided"]
 )
 def test_block_verification_on_a_chain(stop: Callable[[Sequence[int]], int], q: Table, cells: Tensor) -> None:
     """Between them the tables have many thresholds, and residuals that P_i < 1 changes."""
@@ -301,11 +225,29 @@ def test_probability_that_one_of_several_candidates_is_accepted(
     assert is_law_of(p, law_over(p, decided, 1))
 
 
-def test_deterministic_candidates() -> None:
+@pytest.mark.parametrize("children", [(2, 0), (0, 2)])
+def test_deterministic_candidates(children: tuple[int, int]) -> None:
+    """By *match*, or tried one by one with probability p, then zero and normalise: the same law, in either order."""
     p = always(*UNEQUAL[0])
-    verdict = matched((2, 0), (-1, -1), p, grid(10, 10), chain=False)
+    verdict = matched(children, (-1, -1), p, grid(10, 10), chain=False)
     assert verdict.accepted.double().mean().item() == pytest.approx(0.7, abs=1e-12)
     assert is_law_of(p, law_of(p, committed(verdict), 2))
+    cells = grid(10, 40, 10)
+    one_by_one = tree((-1, -1), without_replacement=False)(
+        torch.tensor(children).expand(len(cells), 2), torch.full((len(cells),), 2), None,
+        table_rows(p, children, (-1, -1)).expand(len(cells), -1, -1), cells[:, :2], cells[:, 2],
+    )  # fmt: skip
+    assert one_by_one.accepted.double().mean().item() == pytest.approx(0.7, abs=1e-12)
+    assert is_law_of(p, law_of(p, committed(one_by_one), 2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_greedy_target_beside_sampling_rows_keeps_its_arg_max(rule: str) -> None:
+    """Its p is one-hot, whatever the drafter drew from."""
+    best = always(0.0, 1.0, 0.0)
+    decide = {"chain": reject_chain, "block": reject_block, "tree": tree(CHAIN, without_replacement=True)}[rule]
+    law = law_over(best, verdicts(decide, drawn(Q, CHAIN), CHAIN, (best, Q), (grid(6, 6, 6), (0, 1))), 3)
+    assert is_law_of(best, law)
 
 
 # -- wrong variants are caught -----------------------------------------------------------------------------------------
@@ -376,157 +318,3 @@ def test_wrong_arg_max_draft_with_soft_q() -> None:
     one_hot = always(1.0, 0.0, 0.0)
     right = law_over(p, verdicts(reject_chain, arg_max, (-1,), (p, one_hot), (grid(10, 10), (0,))), 1)
     assert is_law_of(p, right)
-
-
-# -- several rounds ----------------------------------------------------------------------------------------------------
-
-
-COIN, FALSE_COIN = always(0.5, 0.5), always(0.75, 0.25)
-
-
-def rounds(rule: Decide, *, by_position: bool) -> Law:
-    """The law of three coins written in rounds of up to two drafted tokens.
-
-    One grid gives three uniforms each for drafting, accepting and the extra token. They are keyed by position, or, as
-    `Batch.uniforms` does, by the round's start too: node i of start 0 takes column i, the one node of start 1 column 2.
-    """
-    p, q = (torch.tensor(coin(ROOT_ONLY), dtype=torch.float64) for coin in (COIN, FALSE_COIN))
-    cells = grid(*[4, 4, 4], *[15, 9, 3], *[2, 2, 2])
-    draft_u, accept_u, extra_u = cells[:, :3], cells[:, 3:6], cells[:, 6:]
-    texts = torch.full((len(cells), 2 * 3), -1)
-    done = torch.zeros(len(cells), dtype=torch.int64)
-    for _ in range(3):
-        first = done if by_position else 2 * (done == 1)
-        columns = (first[:, None] + torch.arange(2)).clamp(max=2)
-        decide = partial(
-            rule,
-            draw(q.expand(len(cells), 2, 2), draft_u.gather(1, columns)),
-            (2 - done).clamp(min=0),
-            q.expand(len(cells), 2, 2),
-            p.expand(len(cells), 3, 2),
-            accept_u.gather(1, columns),
-        )
-        last = done + decide(extra_u[:, 0]).accepted if by_position else done
-        verdict = decide(extra_u.gather(1, last.clamp(max=2)[:, None])[:, 0])
-        texts.scatter_(1, done[:, None] + torch.arange(3), verdict.tokens)
-        done = (done + verdict.accepted + 1).clamp(max=3)
-    return law_of(COIN, committed(Verdict(done, texts, texts[:, :3])), 3)
-
-
-@pytest.mark.parametrize("rule", [reject_chain, reject_block])
-def test_rounds_keep_the_law_with_fresh_uniforms(rule: Decide) -> None:
-    assert is_law_of(COIN, rounds(rule, by_position=False))
-
-
-def test_uniforms_keyed_by_position_alone_bias_block_verification() -> None:
-    """It looks at the uniforms of all drafted tokens, and the next round meets the discarded ones again."""
-    law = rounds(reject_block, by_position=True)
-    assert not is_law_of(COIN, law)
-    assert np.abs(law - continuation(COIN, ROOT_ONLY, 3)).sum() / 2 > 0.01
-    assert is_law_of(COIN, rounds(reject_chain, by_position=True))  # whose discarded uniforms decided nothing
-
-
-# -- shapes and edges --------------------------------------------------------------------------------------------------
-
-
-def test_depths() -> None:
-    assert depths(torch.tensor([TREE, (-1, 0, 1, 2, 3), (-1,) * 5])).tolist() == [
-        [0, 1, 1, 2, 2, 2],
-        [0, 1, 2, 3, 4, 5],
-        [0, 1, 1, 1, 1, 1],
-    ]
-    assert depths(torch.zeros(2, 0, dtype=torch.int64)).tolist() == [[0], [0]]
-
-
-def test_match_takes_the_first_of_equal_siblings_and_no_padding() -> None:
-    tokens = torch.tensor([[7, 7, 8, 8, 9]])
-    parents = torch.tensor([[-1, -1, 0, 1, 2]])
-    choices = torch.tensor([[7, 8, 8, 9, 9, 1]])
-    verdict = match(tokens, torch.tensor([5]), parents, choices)
-    assert verdict.path.tolist() == [[0, 2, 4, -1, -1]]
-    assert verdict.tokens.tolist() == [[7, 8, 9, 1, -1, -1]]
-    cut = match(tokens, torch.tensor([4]), parents, choices)
-    assert cut.path.tolist() == [[0, 2, -1, -1, -1]]
-    assert cut.tokens.tolist() == [[7, 8, 9, -1, -1, -1]]
-    assert match(tokens, torch.tensor([0]), parents, choices).tokens.tolist() == [[7, -1, -1, -1, -1, -1]]
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 8, 33])
-def test_match_on_random_trees_equals_a_plain_walk(count: int) -> None:
-    generator = torch.Generator().manual_seed(count)
-    node = torch.arange(count)
-    parents = (torch.rand(200, count, generator=generator) * (node + 1)).long() - 1
-    tokens = torch.randint(0, 3, (200, count), generator=generator)
-    choices = torch.randint(0, 3, (200, count + 1), generator=generator)
-    lengths = torch.randint(0, count + 1, (200,), generator=generator)
-    verdict = match(tokens, lengths, parents, choices)
-    rows = zip(tokens.tolist(), parents.tolist(), choices.tolist(), lengths.tolist(), strict=True)
-    for b, row in enumerate(rows):
-        path, text = walk(*row)
-        assert verdict.accepted[b] == len(path)
-        assert verdict.path[b].tolist() == path + [-1] * (count - len(path))
-        assert verdict.tokens[b].tolist() == text + [-1] * (count - len(path))
-
-
-def walk(tokens: list[int], parents: list[int], choices: list[int], length: int) -> tuple[list[int], list[int]]:
-    """Match by the book: at each node look for the first child that carries the choice."""
-    path: list[int] = []
-    text = [choices[0]]
-    for node in range(length):
-        if parents[node] == (path[-1] if path else -1) and tokens[node] == text[-1]:
-            path.append(node)
-            text.append(choices[node + 1])
-    return path, text
-
-
-@pytest.mark.parametrize("rule", [reject_chain, reject_block, tree(CHAIN, without_replacement=True)], ids=RULES)
-def test_equal_distributions_accept_everything(rule: Decide) -> None:
-    """Also in float32, where nothing is left of p - q but rounding."""
-    probs = torch.rand(50, 3, 100, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    tokens = probs[:, :2].argmax(-1)
-    nearly_one = torch.full((50, 2), 1 - 2.0**-53, dtype=torch.float64)
-    verdict = rule(tokens, torch.full((50,), 2), probs, probs, nearly_one, nearly_one[:, 0])
-    assert (verdict.accepted == 2).all()
-
-
-@pytest.mark.parametrize("rule", [reject_chain, reject_block, tree(CHAIN, without_replacement=False)], ids=RULES)
-def test_an_impossible_token_is_never_kept(rule: Decide) -> None:
-    p, q = torch.tensor([0.0, 1.0]).expand(1, 3, 2), torch.tensor([1.0, 0.0]).expand(1, 3, 2)
-    zeros = torch.zeros(1, 2, dtype=torch.float64)
-    verdict = rule(torch.zeros(1, 2, dtype=torch.int64), torch.tensor([2]), q, p, zeros, zeros[:, 0])
-    assert verdict.tokens.tolist() == [[1, -1, -1]]
-
-
-def test_a_child_that_an_exhausted_q_cannot_have_drawn_is_refused() -> None:
-    p, q = torch.tensor([0.25, 0.75]).expand(1, 3, 2), torch.tensor([1.0, 0.0]).expand(1, 3, 2)
-    accept_u = torch.tensor([[0.5, 0.0]], dtype=torch.float64)
-    verdict = tree((-1, -1), without_replacement=True)(
-        torch.tensor([[0, 1]]), torch.tensor([2]), q, p, accept_u, accept_u[:, 0]
-    )
-    assert verdict.tokens.tolist() == [[1, -1, -1]]
-    assert verdict.accepted.item() == 0
-
-
-@pytest.mark.parametrize("rule", [reject_chain, reject_block, tree((), without_replacement=True)], ids=RULES)
-@pytest.mark.parametrize("q_rows", [0, 1])
-def test_a_draft_of_nothing_samples_the_target(rule: Decide, q_rows: int) -> None:
-    cells = grid(10)
-    p = torch.tensor(UNEQUAL[0]).expand(10, 1, 3)
-    empty = torch.zeros(10, 0)
-    lengths = torch.zeros(10, dtype=torch.int64)
-    verdict = rule(empty.long(), lengths, p[:, :q_rows], p, empty.double(), cells[:, 0])
-    assert verdict.path.shape == (10, 0)
-    assert verdict.tokens.flatten().bincount().tolist() == [5, 3, 2]
-
-
-def test_nothing_waits_for_the_device() -> None:
-    """Fake tensors have no values, so whatever reads one on the host fails."""
-    with FakeTensorMode():
-        tokens, lengths, parents = (torch.zeros(shape, dtype=torch.int64) for shape in ((2, 5), (2,), (2, 5)))
-        p, accept_u = torch.zeros(2, 6, 7), torch.zeros(2, 5, dtype=torch.float64)
-        for above in (None, parents):
-            assert match(tokens, lengths, above, tokens.new_zeros(2, 6)).tokens.shape == (2, 6)
-        rules: list[Decide] = [reject_chain, reject_block, tree(TREE, without_replacement=True)]
-        for rule in rules:
-            verdict = rule(tokens, lengths, p, p, accept_u, accept_u[:, 0])
-            assert (verdict.accepted.shape, verdict.path.shape, verdict.tokens.shape) == ((2,), (2, 5), (2, 6))
