@@ -11,7 +11,7 @@ import typer
 from .. import discovery
 from ..discovery import GROUPS, SELECTABLE, InstalledPlugin
 from ..errors import ConfigError, PluginNotFound
-from . import listing
+from . import checking, listing
 from .settings import Debug, examples
 
 command = typer.Typer(no_args_is_help=True, add_completion=False, help="See which plugins are installed.")
@@ -47,6 +47,11 @@ def show_plugin(name: str, as_json: AsJson = False, kind: Kind = None, debug: De
         return
     for each in described:
         _print(each)
+
+
+command.command("check")(checking.check_plugin)
+command.command("doctor")(checking.doctor)
+command.command("new")(checking.new_plugin)
 
 
 def _kinds(kind: str | None) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from fastllm_core import Options, hookimpl
 
 if TYPE_CHECKING:
     from fastllm_core import Context, Drafter
+    from fastllm_core.testing import TinyTarget
 
 
 class SpeculativeOptions(Options):
@@ -37,6 +38,11 @@ class Speculative:
     def __init__(self, options: SpeculativeOptions) -> None:
         """options: which model drafts."""
         self.options = options
+
+    @staticmethod
+    def conformance_options(target: TinyTarget) -> dict[str, object]:
+        """A draft model for the conformance kit."""
+        return {"draft_model": target.relative()}
 
     @hookimpl
     def fastllm_make_drafter(self, context: Context) -> Drafter:

@@ -1,0 +1,79 @@
+"""The conformance kit catches every wrong plugin by the check meant for it, and lets the right one pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastllm_core.testing.kit import ConformanceError, checks, run
+from fastllm_core.testing.subject import Subject
+
+if TYPE_CHECKING:
+    from conftest import FakeSite
+
+WRONG = {
+    "off-by-one": ("OffByOne", "check_drafts", "tokens were drafted in a row where at most"),
+    "argmax-with-soft-q": ("ArgMaxWithSoftQ", "check_sampled_law", "standard deviations from"),
+    "dropped-token": ("DroppedToken", "check_sampled_law", "standard deviations from"),
+    "stale-q": ("StaleQ", "check_sampled_law", "standard deviations from"),
+    "never-rolls-back": ("NeverRollsBack", "check_rollback", "a drafter's cache differs from a fresh reading"),
+    "mutates-the-model": ("MutatesTheModel", "check_model_is_untouched", "the user's model is changed"),
+    "shares-state": ("SharesState", "check_pipelines_are_independent", "beside another pipeline"),
+    "leaks-into-neighbour": ("LeaksIntoNeighbour", "check_rows_are_independent", "beside other rows"),
+    "holds-rows": ("HoldsRows", "check_nothing_is_left", "still held"),
+    "overruns-the-end": ("OverrunsTheEnd", "check_ends", "an end token"),
+    "resamples-the-root": ("ResamplesTheRoot", "check_sampled_law", "standard deviations from"),
+    "position-keyed-block": ("PositionKeyedBlock", "check_law_over_rounds", "standard deviations from"),
+    "whole-config-in-view": ("WholeConfigInView", "check_mixed_attention", "where plain decoding says"),
+}
+PARTS = ("whole-config-in-view", "overruns-the-end", "resamples-the-root", "position-keyed-block")
+
+
+@pytest.fixture
+def wrong(site: FakeSite) -> FakeSite:
+    """All of them, installed."""
+    names = {name: f"fastllm_wrong:{kind}" for name, (kind, _, _) in WRONG.items()}
+    site.install(
+        "fastllm-wrong",
+        {
+            "fastllm.plugins": {"right": "fastllm_wrong:Right"}
+            | {name: value for name, value in names.items() if name not in PARTS},
+            "fastllm.parts": {name: names[name] for name in PARTS},
+        },
+        {"fastllm_wrong": (Path(__file__).parent / "wrong_plugins.py").read_text()},
+    )
+    return site
+
+
+SLOW = {"dropped-token", "stale-q", "resamples-the-root"}
+"""Thousands of texts each, as the two that stay."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in WRONG]
+)
+def test_a_wrong_plugin_is_caught_by_the_check_meant_for_it(wrong: FakeSite, name: str) -> None:
+    _, meant, seen = WRONG[name]
+    check = next(check for check in checks() if check.name == meant)
+    subject = Subject(name)
+    assert check.applies(subject)
+    with pytest.raises(ConformanceError, match=f"plugin '{name}', {meant}: .*{seen}"):
+        check(subject)
+
+
+@pytest.mark.slow
+def test_the_right_one_passes_every_check(wrong: FakeSite) -> None:
+    results = list(run("right"))
+    assert [result.message for result in results if not result.ok] == []
+    assert sum(result.outcome == "passed" for result in results) > 14
+
+
+def test_an_expected_failure_that_passes_is_not_ok(wrong: FakeSite) -> None:
+    first = next(result for result in run("right", expected_failures={"check_metadata": "it has none"}))
+    assert (first.outcome, first.ok) == ("unexpected", False)
+    first = next(result for result in run("right", expected_failures={}))
+    assert first.ok
+    with pytest.raises(ValueError, match="there is no check 'check_nothing'"):
+        next(run("right", expected_failures={"check_nothing": "?"}))
