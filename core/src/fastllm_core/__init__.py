@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .batch import Batch, Row
     from .cache import SlotCache
     from .config import Config, load_config
+    from .config_text import to_toml
     from .context import Context
     from .device import Device
+    from .discovery import InstalledPlugin, installed
     from .engine import Engine, read
     from .errors import (
         ConfigError,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from .generation import Difference, Generation, Piece
     from .hookspecs import API_VERSION, hookimpl
     from .layout import chain, tree
-    from .models import LoadedModel, RegisteredModel, verify_same_vocabulary
+    from .models import LoadedModel, RegisteredModel, registered_model, verify_same_vocabulary
     from .network import Inputs, Network, Outputs
     from .options import Options
     from .pipeline import Pipeline, load
@@ -66,8 +68,10 @@ _PUBLIC = {
     "batch": ("Batch", "Row"),
     "cache": ("SlotCache",),
     "config": ("Config", "load_config"),
+    "config_text": ("to_toml",),
     "context": ("Context",),
     "device": ("Device",),
+    "discovery": ("InstalledPlugin", "installed"),
     "engine": ("Engine", "read"),
     "errors": (
         "ConfigError",
@@ -87,7 +91,7 @@ _PUBLIC = {
     "generation": ("Difference", "Generation", "Piece"),
     "hookspecs": ("API_VERSION", "hookimpl"),
     "layout": ("chain", "tree"),
-    "models": ("LoadedModel", "RegisteredModel", "verify_same_vocabulary"),
+    "models": ("LoadedModel", "RegisteredModel", "registered_model", "verify_same_vocabulary"),
     "network": ("Inputs", "Network", "Outputs"),
     "options": ("Options",),
     "pipeline": ("Pipeline", "load"),

@@ -29,9 +29,9 @@ def starter() -> str:
     return HEAD + "".join(_values(Config)) + "".join(_tables(Config)) + OPTIONS_EXAMPLE
 
 
-def to_toml(config: Config) -> str:
-    """A configuration as TOML; what is unset is left out."""
-    return "\n".join(_lines(config.model_dump(), ())).strip() + "\n"
+def to_toml(config: Config, *, brief: bool = False) -> str:
+    """A configuration as TOML; what is unset is left out. brief: leave out what is the default as well."""
+    return "\n".join(_lines(config.model_dump(exclude_defaults=brief), ())).strip() + "\n"
 
 
 def _values(model: type[BaseModel]) -> Iterator[str]:

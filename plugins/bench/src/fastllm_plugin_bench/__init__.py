@@ -1,0 +1,1 @@
+"""`fastllm bench`: fair comparisons of decoding methods, a plugin for fastllm."""
