@@ -210,3 +210,4 @@ def test_line_of_the_demo() -> None:
     )
     comparison.differing = 1
     assert comparison.line("speculative").endswith("output differs in 1 of 9")
+    assert comparison.line("m", ["typical acceptance"]).endswith("differs in 1 of 9; lossy: typical acceptance")

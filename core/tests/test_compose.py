@@ -214,6 +214,45 @@ def test_lossy_only_if_asked(site: FakeSite) -> None:
     assert roles.lossy == ("the acceptor of 'typical'",)
 
 
+def with_the_cores_acceptor(site: FakeSite, monkeypatch: pytest.MonkeyPatch, **values: object) -> Roles:
+    class Defaults(StubDefaults):
+        fastllm_make_acceptor = CoreDefaults.fastllm_make_acceptor
+
+    monkeypatch.setattr("fastllm_core.selection.CoreDefaults", Defaults)
+    if not (site.folder / "fastllm_plugin_chain.py").exists():
+        site.plugin("chain", CHAIN)
+    return built(chosen(**{"method": "chain", **values}))
+
+
+@pytest.mark.parametrize("rule", ["typical", "lenient"])
+def test_a_lossy_rule_is_refused_by_its_name(site: FakeSite, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"^lossy: {rule} acceptance changes the text .* set lossy = true"):
+        with_the_cores_acceptor(site, monkeypatch, acceptance={"rule": rule})
+    roles = with_the_cores_acceptor(site, monkeypatch, acceptance={"rule": rule}, lossy=True)
+    assert roles.lossy == (f"{rule} acceptance",)
+    assert roles.acceptor.guarantee == "lossy"
+
+
+def test_settings_reach_the_rule(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastllm_core.lossy_acceptor import LossyAcceptor
+    from fastllm_core.protocols import Proposal
+
+    for rule, settings in (("typical", {"epsilon": 0.2, "delta": 0.6}), ("lenient", {"lenience": 0.25})):
+        acceptance = {"rule": rule, **settings}
+        made = with_the_cores_acceptor(site, monkeypatch, acceptance=acceptance, lossy=True).acceptor
+        expected: Any = LossyAcceptor(Proposal.ONE_HOT, rule, **settings)  # type: ignore[arg-type]
+        assert vars(made) == vars(expected)
+
+
+@pytest.mark.parametrize("rule", ["typical", "lenient", "rejection", "block", "match", "auto"])
+def test_without_a_drafter_every_rule_is_plain_decoding(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    roles = with_the_cores_acceptor(site, monkeypatch, method="plain", acceptance={"rule": rule})
+    assert roles.lossy == ()
+    assert roles.acceptor.guarantee == "exact"
+
+
 @pytest.mark.parametrize(
     ("expression", "words"),
     [

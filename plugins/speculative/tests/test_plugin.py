@@ -67,6 +67,26 @@ def test_arg_max_drafts_have_no_law_to_reject_with(tmp_path: Path) -> None:
         load({"acceptance.rule": "rejection"}, draft_model=saved(tmp_path), sample=False)
 
 
+def test_a_lossy_rule_needs_permission_and_is_named_in_every_report(tmp_path: Path) -> None:
+    draft_model = saved(tmp_path, num_hidden_layers=2)
+    with pytest.raises(ConfigError, match=r"^lossy: typical acceptance changes the text .* set lossy = true"):
+        load({"acceptance.rule": "typical"}, draft_model=draft_model)
+    with load({"draft.controller": "fixed"}, draft_model=draft_model) as exact:
+        assert exact.lossy == exact.generate([1, 2], max_new_tokens=2).report.lossy == ()
+        greedy = exact.generate([1, 2, 3], max_new_tokens=12, temperature=0.0)
+        plain = exact.generate([1, 2, 3], max_new_tokens=12, temperature=1.0, seed=5, speculate=False)
+    settings = {"acceptance.rule": "typical", "lossy": True, "draft.controller": "fixed"}
+    with load(settings, draft_model=draft_model) as pipeline:
+        assert pipeline.lossy == ("typical acceptance",)
+        result = pipeline.generate([1, 2, 3], max_new_tokens=12, temperature=0.0)
+        assert result.token_ids == greedy.token_ids
+        assert result.report.summary().count("lossy: typical acceptance") == 1
+        assert result.to_dict()["report"]["lossy"] == ["typical acceptance"]
+        assert pipeline.engine.report.lossy == ("typical acceptance",)
+        unspeculated = pipeline.generate([1, 2, 3], max_new_tokens=12, temperature=1.0, seed=5, speculate=False)
+        assert unspeculated.token_ids == plain.token_ids
+
+
 def test_the_pipeline_says_who_drafts(tmp_path: Path) -> None:
     with load(draft_model=saved(tmp_path)) as pipeline:
         assert pipeline.method == "speculative"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
@@ -38,11 +38,12 @@ class Comparison:
     """Of these, texts that part where rounding decides."""
     compared: int = 0
 
-    def line(self, method: str) -> str:
+    def line(self, method: str, lossy: Sequence[str] = ()) -> str:
         """`speculative: 3.7 tokens/round, 2.2x plain (2.1..2.4, 5 runs), output identical`."""
         ratios = [plain / fast for plain, fast in zip(self.plain_s, self.speculative_s, strict=True)]
         runs = f"{len(ratios)} run{'s' if len(ratios) > 1 else ''}"
         output = f"differs in {self.differing} of {self.compared}" if self.differing else "identical"
+        output += f"; lossy: {', '.join(lossy)}" if lossy else ""
         if self.near_ties:
             output += f" ({self.near_ties} where rounding decides; exact = true rules that out)"
         return (
@@ -80,7 +81,7 @@ def demo(
                 f"method: there is nothing to compare for '{model}'; try: pip install fastllm-plugin-speculative"
             )
         _tell(pipeline, max_new_tokens)
-        typer.echo(compare(pipeline, runs, max_new_tokens).line(pipeline.method))
+        typer.echo(compare(pipeline, runs, max_new_tokens).line(pipeline.method, pipeline.lossy))
 
 
 def compare(pipeline: Pipeline, runs: int, max_new_tokens: int) -> Comparison:
