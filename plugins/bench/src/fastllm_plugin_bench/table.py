@@ -56,7 +56,7 @@ def _speeds(case: Mapping[str, Any]) -> Table:
 def _by_category(case: Mapping[str, Any]) -> Table:
     names = wording.categories(case)
     table = Table(title="times plain decoding, by category", title_justify="left")
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     for name in names:
         table.add_column(name, justify="right")
     for arm in case["arms"][1:]:
