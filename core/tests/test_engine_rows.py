@@ -103,17 +103,6 @@ def test_under_rejection_a_row_that_does_not_speculate_has_plain_decodings_text(
     assert alone == texts[::2]
 
 
-@pytest.mark.parametrize("drafter", ["plain", "chain", "tree"])
-def test_a_row_resumed_from_what_was_emitted_goes_on_as_it_would_have(drafter: str) -> None:
-    request, text = REQUESTS[2], plain_texts()[2]
-    for cut in (1, 5, 11):
-        rest = Request((*request.prompt, *text[:cut]), NEW - cut, request.sampling, seed=request.seed)
-        inner = MATCHED[drafter]()
-        if isinstance(inner, Scripted | Branching):
-            inner.guess = lambda row, count: [row.length % V] * count
-        assert decode(make_engine(model(), inner), [rest])[0] == list(text[cut:])
-
-
 def test_seeds_differ_from_each_other_and_fresh_ones_are_fresh() -> None:
     warm = SamplingParams(temperature=2.0)
     texts = decode(make_engine(model()), [Request(PROMPTS[1], NEW, warm, seed=i) for i in range(8)])
