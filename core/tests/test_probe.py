@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastllm_core import UnsupportedModel, load
+from fastllm_core import UnsupportedModel, load, quirks
 from fastllm_core.models import load_model
 from fastllm_core.network import Network
 from fastllm_core.probe import check_split, check_whole
@@ -40,8 +40,10 @@ def test_rounding_is_not_mistaken_for_a_difference(dtype: torch.dtype) -> None:
     ],
 )
 def test_what_ignores_positions_or_the_cache_is_refused_when_composing(
-    family: str, settings: dict[str, Any], reason: str
+    family: str, settings: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without the table of adapters, which knows these two, as the next family of their kind will come."""
+    monkeypatch.setattr(quirks, "ADAPTERS", ())
     with pytest.raises(UnsupportedModel, match=f"does not support explicit positions and masks.*{reason}"):
         load(tiny_model(family, **settings), "plain")
 
@@ -54,8 +56,9 @@ def test_an_attention_that_drops_the_mask_is_refused(monkeypatch: pytest.MonkeyP
         check_whole(network)
 
 
-def test_a_view_that_is_not_the_model_is_refused() -> None:
-    """NanoChat norms its embeddings before the first layer, and would norm the hidden states again."""
+def test_a_view_that_is_not_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NanoChat norms its embeddings before the first layer, and without its adapter the hidden states again."""
+    monkeypatch.setattr(quirks, "ADAPTERS", ())
     network = network_of("nanochat")
     check_whole(network)
     with pytest.raises(UnsupportedModel, match="being run in two parts, cut before layer 1"):

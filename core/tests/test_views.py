@@ -156,10 +156,12 @@ def test_skipped_sublayers_add_nothing(family: str) -> None:
 
 
 def test_what_cannot_be_skipped_or_cut_is_refused() -> None:
-    opt, llama = network_of(model_of("opt")), network_of(model_of("llama"))
+    bert, llama = network_of(tiny_model("bert", is_decoder=True, pad_token_id=0)), network_of(model_of("llama"))
     rows = rows_of(some_tokens())
-    with pytest.raises(UnsupportedModel, match="OPTDecoderLayer: no sub-layer to skip"):
-        opt.forward(rows, fresh_cache(opt), skip_mlp=frozenset({0}))
+    with pytest.raises(UnsupportedModel, match="BertLMHeadModel cannot skip sub-layers: attention and MLP answer with"):
+        bert.forward(rows, fresh_cache(bert), skip_mlp=frozenset({0}))
+    with pytest.raises(UnsupportedModel, match="Linear: no sub-layer to skip among mlp"):
+        views.sublayers(nn.Linear(2, 2), ("mlp",))
     with pytest.raises(UnsupportedModel, match=r"layer 9 does not exist, the model has layers 0\.\.3"):
         llama.forward(rows, fresh_cache(llama), skip_attention=frozenset({9}))
     for start, stop in ((2, 2), (3, 5), (-1, 2)):

@@ -1,17 +1,16 @@
-"""What the port must know of a model family that its structure does not tell: one table, the only place of its kind.
+"""What the port must know of a model family that its structure does not tell.
 
-A decoder whose parts have the usual names and that does nothing to its input before the first layer needs no entry. An
-entry says what is different and why. A plugin may bring entries of its own (`fastllm_adapters`), which win over these.
+A decoder whose parts have the usual names and that does nothing to its input before the first layer needs no adapter.
+The core's own are one table, `quirks.py`; a plugin may bring more (`fastllm_adapters`), which win over these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
-from .spans import Span, Spans
+from .spans import Spans
 
 Names = tuple[str, ...]
 """Attribute names, dotted for a part of a part."""
@@ -60,6 +59,11 @@ class Adapter:
     order, and not as a mapping: for a backbone that hands one mask to all its layers (see `prepare`)."""
     prepare: Callable[[Any], None] | None = None
     """`prepare(backbone)`: changes to a copy of the whole backbone."""
+    slopes: Callable[[Any], Sequence[float]] | None = None
+    """`slopes(config)`: what each head adds to its scores for each position of the key (ALiBi), where the port adds it,
+    because the backbone's own counts slots (see `prepare`)."""
+    stores: Callable[[Any], int] | None = None
+    """`stores(config)`: how many keys and values the backbone keeps, where it is not one for each decoder layer."""
 
     refuse: str | Callable[[Any], str] = ""
     """Why the family cannot be run at all, or `refuse(config)` says so or "": the end of "model 'x' (type) ..."."""
@@ -69,46 +73,13 @@ class Adapter:
     """Why its sub-layers cannot be skipped."""
 
 
-def _gpt_neo_spans(config: Any) -> Spans:
-    kinds = {"global": Span(), "local": Span(window=config.window_size)}
-    return tuple((kind, kinds[kind]) for kind in config.attention_layers)
-
-
-def _gpt_neo_masks(base: Any) -> None:
-    """Let through what the port's mask lets through, by position, in place of a triangle by slot."""
-    kinds = sorted(set(base.config.attention_layers))
-    for layer, kind in zip(base.h, base.config.attention_layers, strict=True):
-        attention = layer.attn.attention
-        attention.bias = attention.bias.new_ones(()).expand(1, 1, 1 << 30, 1 << 30)
-        layer.register_forward_pre_hook(partial(_pick_mask, kinds.index(kind)), with_kwargs=True)
-
-
-def _pick_mask(index: int, layer: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Hand a layer its own of the stacked masks."""
-    return arguments, {**named, "attention_mask": named["attention_mask"][:, index : index + 1]}
-
-
-ADAPTERS: Final[tuple[Adapter, ...]] = (
-    Adapter(
-        model_types=("afmoe",),
-        reason="the backbone scales its input if this is set",
-        config={"mup_enabled": False},
-    ),
-    Adapter(
-        model_types=("gpt_neo",),
-        reason="every other layer has a window, which it cuts out of a triangle by slot; all layers share one mask",
-        spans=_gpt_neo_spans,
-        stacked_masks=True,
-        prepare=_gpt_neo_masks,
-    ),
-)
-
-
 def adapter_for(config: Any, adapters: Iterable[Adapter] = ()) -> Adapter:
     """The entry for a model: of `adapters`, else of the table, else the defaults.
 
     config: the model's, whose own type is looked for before that of its text part.
     """
+    from .quirks import ADAPTERS
+
     kinds = (getattr(config, "model_type", ""), config.get_text_config(decoder=True).model_type)
     for source in (tuple(adapters), ADAPTERS):
         for kind in kinds:
@@ -119,5 +90,5 @@ def adapter_for(config: Any, adapters: Iterable[Adapter] = ()) -> Adapter:
 
 
 def refusal(adapter: Adapter, config: Any) -> str:
-    """Why a model cannot be run, or ""."""
-    return adapter.refuse(config) if callable(adapter.refuse) else adapter.refuse
+    """Why a model with this configuration cannot be run, or ""."""
+    return adapter.refuse(config.get_text_config(decoder=True)) if callable(adapter.refuse) else adapter.refuse

@@ -26,6 +26,7 @@ _PLAIN: Final = {
     "use_cache",
     "output_hidden_states",
     "output_attentions",
+    "output_router_logits",
     "sliding_window",
 }
 """Arguments that change nothing where an explicit mask is given."""
@@ -48,10 +49,13 @@ def attend(
     """
     groups = query.shape[1] // key.shape[1]
     special = any(value is not None for name, value in more.items() if name not in _PLAIN)
-    if groups == 1 or query.shape[2] == 1 or query.shape[2] > MOST_ROWS or special or attention_mask is None:
+    # A mask with heads of its own (Doge weighs keys in it) has no row for each row of a group.
+    special = special or attention_mask is None or attention_mask.shape[1] > 1
+    if groups == 1 or query.shape[2] == 1 or query.shape[2] > MOST_ROWS or special:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )
+    assert attention_mask is not None
     batch, heads, rows, width = query.shape
     stacked = query.reshape(batch, key.shape[1], groups * rows, width)
     mask = attention_mask.repeat(1, 1, groups, 1)

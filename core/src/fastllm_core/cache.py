@@ -36,8 +36,8 @@ class SlotCache:
         rows = max(rows, 2 * len(self.lengths) if rows > len(self.lengths) else len(self.lengths))
         self.capacity = max(self.capacity, self.extent(slots))
         self._views.clear()
-        self._keys = [self._grown(i, 1, rows) for i in range(self.network.layers)]
-        self._values = [self._grown(i, 2, rows) for i in range(self.network.layers)]
+        self._keys = [self._grown(i, 1, rows) for i in range(self.network.stores)]
+        self._values = [self._grown(i, 2, rows) for i in range(self.network.stores)]
         self.lengths += [0] * (rows - len(self.lengths))
 
     @torch.inference_mode()

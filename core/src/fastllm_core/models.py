@@ -72,9 +72,17 @@ class LoadedModel:
 
     @cached_property
     def context_length(self) -> int | None:
-        """The most tokens that the model can read, or None if its config knows no limit."""
+        """The most tokens that the model can read, or None if its config knows no limit.
+
+        LongRoPE (arXiv:2402.13753) ends where its frequencies change: keys in the cache would have to change with them.
+        """
         values = (getattr(self.config, key, None) for key in CONTEXT_KEYS)
-        return next((value for value in values if isinstance(value, int) and value > 0), None)
+        limits = [next((value for value in values if isinstance(value, int) and value > 0), None)]
+        ropes = getattr(self.config, "rope_parameters", None) or {}
+        for rope in (ropes, *ropes.values()):
+            if isinstance(rope, Mapping) and rope.get("rope_type") == "longrope":
+                limits.append(rope.get("original_max_position_embeddings"))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def vocab_size(self) -> int:

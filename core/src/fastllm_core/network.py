@@ -146,7 +146,7 @@ class Network:
         self.loaded = loaded
         self.clock = clock or Clock()
         self.adapter = adapter_for(loaded.model.config, adapters)
-        reason = refusal(self.adapter, loaded.config)
+        reason = refusal(self.adapter, loaded.model.config)
         if reason:
             raise UnsupportedModel(f"model '{loaded.name}' ({loaded.config.model_type}) {reason}")
         self.model = share(loaded.model)
@@ -161,8 +161,12 @@ class Network:
             self.adapter.prepare(base)
         self.layers = len(layer_list(base, self.adapter))
         self.config: Any = base.config
+        self.stores = self.adapter.stores(self.config) if self.adapter.stores else self.layers
+        """How many keys and values a cache holds: one for each layer, in most models."""
         self._cache_argument = _cache_argument(self.model)
         self._spans = self.adapter.spans(self.config) if self.adapter.spans else spans_of(self.config, self.layers)
+        slopes = self.adapter.slopes(self.config) if self.adapter.slopes else ()
+        self._slopes = torch.tensor(slopes, device=self.device)[None, :, None, None]
         self._last_position = (loaded.context_length or 1 << 30) - 1
 
     @property
@@ -178,7 +182,7 @@ class Network:
     @torch.inference_mode()
     def _read_one_token(self, model: nn.Module) -> list[ProbeLayer]:
         """Run a whole model over one token, to see what it does."""
-        probes = [ProbeLayer() for _ in range(self.layers)]
+        probes = [ProbeLayer() for _ in range(self.stores)]
         zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         mask = torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
         self._call(model, Inputs(zero, None, zero, zero, mask, None), Cache(layers=[*probes]), 0, self.layers, {})
@@ -251,7 +255,8 @@ class Network:
         if keys is None:
             keys = torch.arange(inputs.mask.shape[2], device=inputs.mask.device)[None]
         seen = span.narrow(inputs.mask, inputs.positions, keys)
-        return torch.where(seen, self._seen, self._blocked)[:, None]
+        mask = torch.where(seen, self._seen, self._blocked)[:, None]
+        return mask + (self._slopes * keys[:, None, None]).to(mask.dtype) if self.adapter.slopes else mask
 
     def _view(self, start: int, stop: int, attention: frozenset[int], mlp: frozenset[int]) -> nn.Module:
         key = (start, stop, attention, mlp)

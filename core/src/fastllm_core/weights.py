@@ -56,7 +56,7 @@ def load(
     pinned = {key: value for key, value in pinned.items() if value is not None}
     with _quietly(source.name), _one_line(f"model '{source.name}'", source.local):
         config = AutoConfig.from_pretrained(source.location, **pinned)
-        _check_architecture(source.name, config, adapters)
+        check_architecture(source.name, config, adapters)
         model = _read_weights(source, config, device, pinned)
     if tokenizer is None and _has_tokenizer(source):
         tokenizer = _tokenizer(source.location, **pinned)
@@ -79,7 +79,7 @@ def adopt(
     """
     model = unwrapped(model)
     name = model.name_or_path or type(model).__name__
-    _check_architecture(name, model.config, adapters, type(model))
+    check_architecture(name, model.config, adapters, type(model))
     place = execution_device(name, model)
     _check_wish(name, model, place, device, dtype)
     if isinstance(tokenizer, str | Path):
@@ -126,7 +126,7 @@ def _check_files(source: ModelSource) -> None:
     )
 
 
-def _check_architecture(
+def check_architecture(
     name: str, config: Any, adapters: Sequence[Adapter], kind: type[PreTrainedModel] | None = None
 ) -> None:
     """Refuse what the port cannot run. Before any weight is read."""
