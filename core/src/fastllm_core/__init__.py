@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .acceptance import match, reject_block, reject_chain, reject_tree, residual
     from .adapters import Adapter
     from .batch import Batch, Row
     from .cache import SlotCache
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     )
     from .generation import Difference, Generation, Piece
     from .hookspecs import API_VERSION, hookimpl
-    from .layout import chain, tree
+    from .layout import ancestors, chain, tree
     from .models import LoadedModel, RegisteredModel, registered_model, verify_same_vocabulary
     from .network import Inputs, Network, Outputs
     from .options import Options
@@ -60,10 +61,12 @@ if TYPE_CHECKING:
     from .request import Request, SamplingParams
     from .rows import Event
     from .sampling import Sampling, draw, warp
+    from .verdicts import depths
 
     __version__: str
 
 _PUBLIC = {
+    "acceptance": ("match", "reject_block", "reject_chain", "reject_tree", "residual"),
     "adapters": ("Adapter",),
     "batch": ("Batch", "Row"),
     "cache": ("SlotCache",),
@@ -90,7 +93,7 @@ _PUBLIC = {
     ),
     "generation": ("Difference", "Generation", "Piece"),
     "hookspecs": ("API_VERSION", "hookimpl"),
-    "layout": ("chain", "tree"),
+    "layout": ("ancestors", "chain", "tree"),
     "models": ("LoadedModel", "RegisteredModel", "registered_model", "verify_same_vocabulary"),
     "network": ("Inputs", "Network", "Outputs"),
     "options": ("Options",),
@@ -114,6 +117,7 @@ _PUBLIC = {
     "request": ("Request", "SamplingParams"),
     "rows": ("Event",),
     "sampling": ("Sampling", "draw", "warp"),
+    "verdicts": ("depths",),
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 

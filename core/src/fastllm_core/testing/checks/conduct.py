@@ -203,7 +203,7 @@ def _state(target: TinyTarget) -> dict[str, object]:
     """Everything about a model that somebody may have changed, by name."""
     model = target.model
     state: dict[str, object] = {"config": str(model.config.to_dict()), "training": model.training}
-    state |= {f"weight {name}": (id(tensor), tensor.sum().item()) for name, tensor in model.state_dict().items()}
+    state |= {f"weight {name}": (tensor.data_ptr(), tensor.sum().item()) for name, tensor in model.state_dict().items()}
     for name, module in model.named_modules():
         hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
         state[f"module {name}"] = (id(module), type(module), hooks, sorted(vars(module)))
