@@ -30,7 +30,7 @@ TRIAL: Final = 8
 
 
 def arms(pair: Pair) -> Iterator[tuple[str, Callable[[], Arm]]]:
-    """Plain `generate`, then assisted by a model, by look-up, by a model of another tokenizer, by its own early exit."""
+    """Plain, then assisted by a model, by look-up, by a model of another tokenizer, and by its own early exit."""
     yield PLAIN, partial(Theirs, PLAIN, pair)
     yield f"{PLAIN} assisted", partial(_assisted, pair)
     yield f"{PLAIN} lookup", partial(_lookup, pair)
