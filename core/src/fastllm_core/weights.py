@@ -22,7 +22,7 @@ from .device import DTYPES, Device, select_device
 from .errors import ModelError, UnsupportedModel
 from .models import LoadedModel
 from .spans import RECURRENT, REFUSED, layer_types
-from .wrappers import execution_device, unwrapped
+from .wrappers import execution_device, quantization_refusal, unwrapped
 
 if TYPE_CHECKING:
     from .models import ModelSource
@@ -142,6 +142,7 @@ def check_architecture(
         refusal(adapter_for(config, adapters), config),
         RECURRENT if getattr(kind, "_is_stateful", False) else "",
     ]
+    reasons.append(quantization_refusal(config))
     reasons += [REFUSED.get(layer, "") for layer in layer_types(config.get_text_config(decoder=True))]
     for reason in filter(None, reasons):
         raise UnsupportedModel(f"model '{name}' ({model_type}) {reason}")

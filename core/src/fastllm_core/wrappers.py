@@ -53,6 +53,22 @@ def execution_device(name: str, model: PreTrainedModel) -> torch.device:
     return places.pop()
 
 
+def quantization_refusal(config: Any) -> str:
+    """Why a model's quantisation cannot be run, as the end of "model 'x' (type) ...", or "".
+
+    LLM.int8() (arXiv:2208.07339, section 3.2) takes the columns out that hold an outlier in any row of a forward: a
+    token's logits then depend on what is drafted after it, and with them the text.
+    """
+    given = getattr(config, "quantization_config", None) or {}
+    settings = given if isinstance(given, dict) else given.to_dict()
+    if settings.get("load_in_8bit") and settings.get("llm_int8_threshold", 6.0) > 0:
+        return (
+            "is quantised by LLM.int8(), whose outliers are those of all rows of a forward together, so that a token's "
+            "logits depend on later ones; load it with llm_int8_threshold=0.0, in 4 bits or as torchao int8"
+        )
+    return ""
+
+
 def _check_adapters(peft: Any, model: Any) -> None:
     """Refuse adapters that act outside of the layers, where a forward of the model itself would miss them."""
     tuner = model.base_model
