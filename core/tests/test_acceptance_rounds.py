@@ -22,7 +22,7 @@ from fastllm_core.randomness import Purpose
 from fastllm_core.request import SamplingParams
 from fastllm_core.sampling import draw, warp
 from fastllm_core.testing.enumeration import PROMPT, Borders, Enumeration, GridBatch, TableTree
-from fastllm_core.testing.laws import Table, always, continuation, distance, is_law_of, varied
+from fastllm_core.testing.laws import LOPSIDED, Table, always, continuation, distance, is_law_of, varied
 
 P, Q, TREE_P = varied(0), varied(1), varied(2)
 CHAIN = (-1, 0)
@@ -93,6 +93,10 @@ EXACT: dict[str, Callable[[], Enumeration]] = {
     ),
     "block, a chain": lambda: Enumeration(
         P, chain(Q), ExactAcceptor(Proposal.SAMPLED, "block"), block_borders(P, Q, 3, 2), 3, 2
+    ),
+    "block, residuals that depend on the draft": lambda: Enumeration(
+        varied(1), chain(varied(1, LOPSIDED)), ExactAcceptor(Proposal.SAMPLED, "block"),
+        block_borders(varied(1), varied(1, LOPSIDED), 3, 2), 3, 2,
     ),
     "block, more rounds": lambda: Enumeration(
         varied(0, QUARTERS), chain(varied(1, QUARTERS)), ExactAcceptor(Proposal.SAMPLED, "block"),

@@ -143,6 +143,15 @@ def test_a_row_without_a_draft_draws_what_plain_decoding_draws(rule: Rule, tree:
             assert committed(alone) == committed(plain)
 
 
+@pytest.mark.parametrize("rule", typing.get_args(Rule))
+def test_a_draft_that_comes_without_its_distribution_is_matched(rule: Rule) -> None:
+    for seed in range(20):
+        batch, scores = batch_of(WARM, WARM, seed=seed), scores_of(2, 3, seed)
+        draft = draft_of([[0, 1], [2, 3]], [2, 2])
+        matched = ExactAcceptor(Proposal.ONE_HOT).decide(batch, draft, scores)
+        assert committed(ExactAcceptor(Proposal.SAMPLED, rule).decide(batch, draft, scores)) == committed(matched)
+
+
 @pytest.mark.parametrize(
     ("proposal", "rule"),
     [

@@ -54,10 +54,9 @@ def test_the_longest_path_that_passes_is_kept(rule: str, tree: bool, count: int)
     tokens = torch.randint(0, V, (rows, count), generator=generator)
     tokens = tokens.where(torch.arange(count) < lengths[:, None], torch.tensor(99))  # padding may hold anything
     logits, above = random(rows, count + 1, count), parents if tree else None
-    p = logits.softmax(-1)
+    p, u = logits.softmax(-1), torch.rand(rows, count + 1, generator=generator, dtype=torch.float64)
     if rule == "typical":
-        middle = torch.full((rows, count + 1), 0.5, dtype=torch.float64)
-        verdict = typical(tokens, lengths, above, p, middle, **BOUNDS)
+        verdict = typical(tokens, lengths, above, p, u, **BOUNDS)
     else:
         verdict = lenient_greedy(tokens, lengths, above, logits, lenience=0.3)
     for b in range(rows):
@@ -70,7 +69,7 @@ def test_the_longest_path_that_passes_is_kept(rule: str, tree: bool, count: int)
         passes = [value > floor[at] for value, (at, _) in zip(own, drafted, strict=True)]
         path = best_path(parents[b, : len(own)].tolist(), passes, [math.log(value) for value in own])
         extra = law[path[-1] + 1 if path else 0]
-        last = int(extra.argmax()) if rule == "lenient" else int((extra.cumsum(0) > 0.5).nonzero()[0])
+        last = int(extra.argmax()) if rule == "lenient" else int((extra.cumsum(0) > u[b, len(path)]).nonzero()[0])
         assert verdict.accepted[b] == len(path)
         assert verdict.path[b].tolist() == path + [-1] * (count - len(path))
         kept = [int(tokens[b, node]) for node in path]
