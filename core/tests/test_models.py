@@ -17,6 +17,7 @@ from fastllm_core.errors import ModelError, PluginContractError, UnsupportedMode
 from fastllm_core.generation_defaults import GenerationDefaults
 from fastllm_core.models import LoadedModel, load_model, registered_model, resolve_model, verify_same_vocabulary
 from fastllm_core.request import SamplingParams
+from fastllm_core.testing.families import family
 
 if TYPE_CHECKING:
     from conftest import FakeSite
@@ -141,6 +142,12 @@ def test_refused_architectures(tmp_path: Path, config: Any, words: str) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UnsupportedModel, match=words):
         load_model(tmp_path, device="cpu")
+
+
+def test_longrope_ends_where_its_frequencies_change() -> None:
+    model = load_model(family("phi3, LongRoPE").model())
+    assert model.config.max_position_embeddings == 256
+    assert model.context_length == 64
 
 
 def test_loaded_module_is_taken_as_it_is() -> None:

@@ -81,7 +81,8 @@ class LoadedModel:
         ropes = getattr(self.config, "rope_parameters", None) or {}
         for rope in (ropes, *ropes.values()):
             if isinstance(rope, Mapping) and rope.get("rope_type") == "longrope":
-                limits.append(rope.get("original_max_position_embeddings"))
+                own = getattr(self.config, "original_max_position_embeddings", None)
+                limits.append(rope.get("original_max_position_embeddings", own))
         return min((limit for limit in limits if limit is not None), default=None)
 
     @property

@@ -244,7 +244,7 @@ ADAPTERS: Final[tuple[Adapter, ...]] = (
     Adapter(model_types=("gemma4_assistant", "gemma4_unified_assistant"), refuse=FOREIGN_KEYS),
     Adapter(
         model_types=("moshi",),
-        refuse="looks at all of a prompt when it reads it, and afterwards at a window: its texts depend on how they are read",
+        refuse="looks at a whole prompt, and afterwards at a window: its texts depend on how they are read",
     ),
     Adapter(model_types=("openai-gpt", "xlm"), refuse="keeps no keys and values: every forward reads the whole text"),
     Adapter(model_types=("xlnet",), refuse="keeps hidden states in place of keys and values, and attends both ways"),

@@ -106,10 +106,14 @@ def offers(selection: Selection, role: str) -> list[str]:
 
 def adapters(selection: Selection) -> tuple[Adapter, ...]:
     """What the selected plugins know of model families, the last selected first. Raises PluginContractError."""
-    found = [adapter for answer in selection.manager.hook.fastllm_adapters() for adapter in answer]
+    hook = selection.manager.hook.fastllm_adapters
+    found = [adapter for answer in hook() for adapter in answer]
     for adapter in found:
         if not isinstance(adapter, Adapter):
-            raise PluginContractError(f"fastllm_adapters: {adapter!r} is no fastllm_core.Adapter")
+            makers = " or ".join(str(selection.installed[impl.plugin_name]) for impl in hook.get_hookimpls())
+            raise PluginContractError(
+                f"{makers}: fastllm_adapters must answer fastllm_core.Adapter objects, not {type(adapter).__name__}"
+            )
     return tuple(found)
 
 
