@@ -133,15 +133,20 @@ def lenient_law(proposal: Proposal, parents: Sequence[int], lenience: float, cou
     if proposal is Proposal.ONE_HOT:
         finer = sorted({*sixths, 1 / 5, 1 / 4, 2 / 5, 3 / 5, 3 / 4, 4 / 5})
         borders = {Purpose.ACCEPT: finer, Purpose.EXTRA: finer}
+    q = Q
+    if proposal is Proposal.WITHOUT_REPLACEMENT:
+        q = always(1 / 6, 1 / 6, 2 / 3)
+        borders |= {Purpose.DRAFT: [1 / 6, 1 / 5, 1 / 3, 1 / 2], Purpose.ACCEPT: [1 / 4, 1 / 2, 2 / 3, 3 / 4]}
     acceptor = LossyAcceptor(proposal, "lenient", lenience=lenience)
     last = {(Purpose.TARGET, len(PROMPT) + count - 1, 0): sixths}
-    return Enumeration(P, TableTree(Q, parents, proposal), acceptor, {**borders, **last}, count, 2).law()
+    return Enumeration(P, TableTree(q, parents, proposal), acceptor, {**borders, **last}, count, 2).law()
 
 
 CASES = [
     (Proposal.SAMPLED, CHAIN),
     (Proposal.ONE_HOT, CHAIN),
     (Proposal.INDEPENDENT, (-1, -1, 0)),
+    (Proposal.WITHOUT_REPLACEMENT, (-1, -1)),
     (Proposal.ONE_HOT, (-1, -1, 0)),
 ]
 

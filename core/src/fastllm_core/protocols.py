@@ -44,7 +44,8 @@ class Guarantee(StrEnum):
     EXACT = "exact"
     """Greedy: the same tokens. Sampling: the same distribution."""
     LOSSY = "lossy"
-    """Another text or law. Refused unless the configuration says `lossy = true`."""
+    """Another text or law. Refused unless the configuration says `lossy = true`, and named in every report: by the
+    object's `label`, if it has one ("typical acceptance"), else by its role and plugin."""
 
 
 @dataclass(frozen=True, slots=True)
