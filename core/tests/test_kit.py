@@ -47,13 +47,7 @@ def wrong(site: FakeSite) -> FakeSite:
     return site
 
 
-SLOW = {"dropped-token", "stale-q", "resamples-the-root"}
-"""Thousands of texts each, as the two that stay."""
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in WRONG]
-)
+@pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_plugin_is_caught_by_the_check_meant_for_it(wrong: FakeSite, name: str) -> None:
     _, meant, seen = WRONG[name]
     check = next(check for check in checks() if check.name == meant)
