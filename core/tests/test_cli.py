@@ -154,6 +154,8 @@ def test_commands_of_plugins(run: Any, site: FakeSite) -> None:
     assert run("race", "fast", "--count", "3")[:2] == (0, "fast 3\n")
     assert run("hello", "you")[:2] == (0, "hello you\n")
     assert run("race", "slow") == (1, "", "error: ValueError: too slow (--debug shows where)\n")
+    assert "Traceback" in run("race", "slow", "--debug")[2]
+    assert "Traceback" in run("hello", "you", "more", "--debug")[2]
     code, _, err = run("gone")
     assert code == 1
     assert "failed to import" in err

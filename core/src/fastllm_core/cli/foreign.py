@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from .. import discovery
+from .settings import Debug
 
 
 @cache
@@ -27,8 +28,30 @@ def placeholder(name: str) -> Any:
 
 
 def load(name: str) -> Any:
-    """Import a plugin's command."""
-    return built(name, discovery.load(name, "command")[1])
+    """Import a plugin's command. It and its sub-commands take `--debug`, as the core's do."""
+    command = built(name, discovery.load(name, "command")[1])
+    _take_debug(command)
+    return command
+
+
+def _take_debug(command: Any) -> None:
+    for inner in getattr(command, "commands", {}).values():
+        _take_debug(inner)
+    if all("--debug" not in parameter.opts for parameter in command.params):
+        command.params.append(_debug())
+
+
+def _debug() -> Any:
+    """The option as a command of our own has it; its callback does all the work, so no function need take it."""
+    stub = typer.Typer(add_completion=False)
+
+    @stub.command()
+    def nothing(debug: Debug = False) -> None:
+        """Have the option."""
+
+    option = next(each for each in typer.main.get_command(stub).params if "--debug" in each.opts)
+    option.expose_value = False
+    return option
 
 
 def built(name: str, value: Any) -> Any:

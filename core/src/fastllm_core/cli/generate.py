@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError
+from . import traced
 from .settings import ConfigFile, Debug, DeviceName, Dtype, Method, Model, Settings, configure, examples
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     'fastllm generate --model Qwen/Qwen3-0.6B --chat "Why is the sky blue?"',
     "fastllm generate --file story.txt --max-new-tokens 200 --json",
     'echo "The little dog" | fastllm generate - --set draft.length=3',
+    'fastllm generate "Once upon a time" --trace --trace-html trace.html',
 )
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Prompts; - reads stdin.")] = None,
@@ -51,6 +53,10 @@ def generate(
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr where the time went.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, or a list for several prompts.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Colour each token by where it came from.")] = False,
+    trace_html: Annotated[
+        Path | None, typer.Option("--trace-html", metavar="FILE", help="Write the coloured text as a page.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model. Read it first.")
     ] = False,
@@ -63,6 +69,8 @@ def generate(
     texts = _texts(prompts or [], file or [])
     if stream and as_json:
         raise typer.BadParameter("--stream prints text and --json an object: choose one")
+    if trace and as_json:
+        raise typer.BadParameter("--trace prints text and --json an object: choose one, or take --trace-html")
     chosen = configure(config, settings, model=model, method=method, device=device, dtype=dtype)
     asked: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -79,7 +87,11 @@ def generate(
 
     with load(config=chosen, trust_remote_code=trust_remote_code) as pipeline:
         _warn(pipeline)
-        if stream or (stream is None and not as_json and len(inputs) == 1 and sys.stdout.isatty()):
+        if trace or trace_html is not None:
+            results = traced.generate(pipeline, inputs, asked, show=trace, page=trace_html)
+            if not trace:
+                _print(results, as_json)
+        elif stream or (stream is None and not as_json and len(inputs) == 1 and sys.stdout.isatty()):
             results = [_streamed(pipeline, each, asked) for each in inputs]
         else:
             results = pipeline.generate(inputs, **asked)
