@@ -41,17 +41,13 @@ class Running:
 
 
 @contextmanager
-def watched(bench: Bench) -> Iterator[Listener]:
-    """A bar on stderr; yields what must be told of each job."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[ratios]}"),
-    )
+def watched(bench: Bench, *, title: str = "measuring", endless: bool = False) -> Iterator[Listener]:
+    """A bar on stderr; yields what must be told of each job. endless: a clock ends it, not the plan."""
+    words = TextColumn("{task.description}"), TextColumn("{task.fields[ratios]}")
+    columns = (words[0], BarColumn(), TimeRemainingColumn(), words[1])
     running = Running(bench)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("measuring", total=jobs(bench), ratios="")
+        task = progress.add_task(title, total=None if endless else jobs(bench), ratios="")
 
         def listener(measured: Measured) -> None:
             progress.update(task, advance=1, ratios=running.add(measured))

@@ -89,7 +89,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: is no report of fastllm bench: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{file}: is no report of fastllm bench: {reason}") from error
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise RequestError(f"{file}: is no report of this version of fastllm bench; run the benchmark again")
     return report

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from .compare import compare
+from .forward import forward
+from .pick import pick
 from .run import run
 
 command = typer.Typer(
@@ -16,5 +19,5 @@ def bench() -> None:
     """Compare methods: fairly, with equality next to speed."""
 
 
-for each in (run,):
+for each in (run, compare, pick, forward):
     command.command(each.__name__)(each)
