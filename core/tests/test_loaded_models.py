@@ -122,20 +122,23 @@ def compiled_layers() -> PreTrainedModel:
     given: Any = model()
     for index, layer in enumerate(given.model.layers):
         given.model.layers[index] = torch.compile(layer, backend="eager")
+    given.lm_head = torch.compile(given.lm_head, backend="eager")
     return given
 
 
 def compiled_forward() -> PreTrainedModel:
     given: Any = model()
     given.forward = torch.compile(given.forward, backend="eager")
-    given.model.layers[1].forward = torch.compile(given.model.layers[1].forward, backend="eager")
+    for module in (given.model.layers[1], given.lm_head):
+        module.forward = torch.compile(module.forward, backend="eager")
     return given
 
 
 def compiled_in_place() -> PreTrainedModel:
     given: Any = model()
     given.compile(backend="eager")
-    given.model.layers[1].compile(backend="eager")
+    for module in (given.model.layers[1], given.lm_head):
+        module.compile(backend="eager")
     return given
 
 

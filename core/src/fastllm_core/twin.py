@@ -76,7 +76,6 @@ def _twin_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     attributes = twin.__dict__
     attributes.update({name: _twin(item, memo) for name, item in module.__dict__.items()})
     attributes["training"] = False
-    attributes.pop("_compiled_call_impl", None)  # of `module.compile()`, which calls the original as well
     forward = attributes.get("forward")
     if forward is not None and forward is module.__dict__["forward"]:
         raise UnsupportedModel(
