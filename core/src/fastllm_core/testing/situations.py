@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-from ..context import Context
 from ..pipeline import Pipeline
-from ..protocols import Drafter
 from ..request import Request, SamplingParams
 from .drafters import Branching, Oracle, Scripted
 from .engines import decode
-from .subject import Subject, TinyTarget
+from .subject import Subject, TinyTarget, Toy
 
 Texts = list[list[int]]
-MakeDrafter = Callable[[Context], Drafter]
 
 
 def prompts(count: int, vocab_size: int, *, longest: int = 40, seed: int = 0) -> list[tuple[int, ...]]:
     """Random prompts, the first of a single token; some repeat themselves, so that look-ups find something."""
     rng = random.Random(seed)
-    made = [(rng.randrange(vocab_size),)]
+    made: list[tuple[int, ...]] = [(rng.randrange(vocab_size),)]
     while len(made) < count:
         piece = [rng.randrange(vocab_size) for _ in range(rng.randint(2, max(2, longest // 2)))]
         made.append(tuple((piece * 3)[: rng.randint(2, longest)]))
@@ -50,14 +46,6 @@ def plain_texts(subject: Subject, target: TinyTarget, requests: Sequence[Request
     """What plain decoding says."""
     with subject.plain(target) as pipeline:
         return texts(pipeline, requests)
-
-
-@dataclass(frozen=True)
-class Toy:
-    """A toy drafter to put beside a plugin that makes none."""
-
-    label: str
-    make: MakeDrafter
 
 
 def drafters(subject: Subject, requests: Sequence[Request], expected: Texts) -> Iterator[Toy | None]:

@@ -60,10 +60,19 @@ class TinyTarget:
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.dim() > 1:
-                        parameter += noise * torch.randn(parameter.shape, generator=generator)
+                        parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         return str(folder)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A toy drafter to put beside a plugin that makes none."""
+
+    label: str
+    """As failures say it: "beside a tree"."""
+    make: Callable[[Context], Drafter]
 
 
 class Subject:
@@ -127,17 +136,17 @@ class Subject:
         target: TinyTarget,
         *,
         config: Mapping[str, Any] | None = None,
-        drafter: Callable[[Context], Drafter] | None = None,
+        beside: Toy | None = None,
     ) -> Pipeline:
         """A pipeline with the plugin in it, on the CPU in float32, drafting a fixed number of tokens.
 
-        drafter: makes the drafter, for a plugin that makes none.
+        beside: the drafter, for a plugin that makes none.
         """
         table = {f"options.{self.name}": self.options(target)} if options_class(self.cls).model_fields else {}
         chosen: dict[str, Any] = (
             {"method": self.name} if self.installed.kind == "method" else {"method": PLAIN, "use": [self.name]}
         )
-        return _pipeline(target, {**chosen, **table, "lossy": self._lossy_so_far(), **(config or {})}, drafter)
+        return _pipeline(target, {**chosen, **table, "lossy": self._lossy_so_far(), **(config or {})}, beside)
 
     def _lossy_so_far(self) -> bool:
         return bool(self.__dict__.get("lossy", False))
@@ -154,29 +163,27 @@ class Subject:
 class _Beside(CoreDefaults):
     """The core's offers, and a toy drafter."""
 
-    def __init__(self, defaults: CoreDefaults, make: Callable[[Context], Drafter]) -> None:
+    def __init__(self, defaults: CoreDefaults, toy: Toy) -> None:
         super().__init__(defaults.config)
-        self.make = make
+        self.toy = toy
 
     @hookimpl(trylast=True)
     def fastllm_make_drafter(self, context: Context) -> Drafter:
         """The toy drafter."""
         self.filled.add("drafter")
-        return self.make(context)
+        return self.toy.make(context)
 
 
-def _pipeline(
-    target: TinyTarget, settings: Mapping[str, Any], drafter: Callable[[Context], Drafter] | None
-) -> Pipeline:
+def _pipeline(target: TinyTarget, settings: Mapping[str, Any], beside: Toy | None) -> Pipeline:
     fixed = {"draft.controller": "fixed", "device": "cpu", "dtype": "float32"}
     selection = select(config_from({**fixed, **settings}), model=target.model)
-    if drafter is not None:
-        selection = _with_drafter(selection, drafter)
+    if beside is not None:
+        selection = _with_drafter(selection, beside)
     return Pipeline(selection, load_model(target.model, target.tokenizer), select_device("cpu", "float32"))
 
 
-def _with_drafter(selection: Selection, drafter: Callable[[Context], Drafter]) -> Selection:
-    beside = _Beside(selection.core, drafter)
+def _with_drafter(selection: Selection, toy: Toy) -> Selection:
+    core = _Beside(selection.core, toy)
     selection.manager.unregister(name=CORE)
-    selection.manager.register(beside, CORE)
-    return replace(selection, core=beside)
+    selection.manager.register(core, CORE)
+    return replace(selection, core=core)

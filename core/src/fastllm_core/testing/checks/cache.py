@@ -36,11 +36,14 @@ class AnyVerdict:
         depth = draft.width
         kept = [[int(draft.tokens[row, node]) for node in path] for row, path in enumerate(paths)]
         tokens = [[*line, self.rng.randrange(scores.logits.shape[-1])] for line in kept]
-        made = {"dtype": torch.long, "device": draft.tokens.device}
+
+        def made(values: list[Any]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.long, device=draft.tokens.device)
+
         return Verdict(
-            torch.tensor([len(path) for path in paths], **made),
-            torch.tensor([path + [-1] * (depth - len(path)) for path in paths], **made).reshape(len(batch), depth),
-            torch.tensor([line + [-1] * (depth + 1 - len(line)) for line in tokens], **made),
+            made([len(path) for path in paths]),
+            made([path + [-1] * (depth - len(path)) for path in paths]).reshape(len(batch), depth),
+            made([line + [-1] * (depth + 1 - len(line)) for line in tokens]),
         )
 
     def _path(self, draft: Draft, row: int) -> list[int]:
@@ -83,7 +86,7 @@ def check_rollback(subject: Subject) -> None:
     expected = plain_texts(subject, target, greedy(prompts(12, target.vocab_size, longest=20), 60))
     for toy in drafters(subject, requests, expected):
         watch = CacheWatch()
-        with subject.pipeline(target, config={"engine.max_rows": 3}, drafter=toy and toy.make) as pipeline:
+        with subject.pipeline(target, config={"engine.max_rows": 3}, beside=toy) as pipeline:
             watch.pipeline = pipeline  # type: ignore[assignment]
             engine = pipeline.engine
             engine.parts = replace(engine.parts, acceptor=AnyVerdict(), observers=(*engine.parts.observers, watch))

@@ -117,7 +117,7 @@ def check_pipelines_are_independent(subject: Subject) -> None:
     )
     for toys in both:
         with ExitStack() as stack:
-            pipelines = [stack.enter_context(subject.pipeline(target, drafter=toy and toy.make)) for toy in toys]
+            pipelines = [stack.enter_context(subject.pipeline(target, beside=toy)) for toy in toys]
             watches = [_watch(pipeline, target) for pipeline in pipelines] if subject.drafts else []
             texts = _in_turn([pipeline.engine for pipeline in pipelines], halves)
         for index, requests in enumerate(halves):
@@ -148,7 +148,7 @@ def check_model_is_untouched(subject: Subject) -> None:
     requests = greedy(prompts(2, target.vocab_size), 8)
     expected = plain_texts(subject, target, requests)
     toy = next(drafters(subject, requests, expected))
-    with subject.pipeline(target, drafter=toy and toy.make) as pipeline:
+    with subject.pipeline(target, beside=toy) as pipeline:
         situations.texts(pipeline, requests)
         during = _state(target)
     for state, when in ((during, "while the pipeline is open"), (_state(target), "after it is closed")):
@@ -162,7 +162,7 @@ def check_nothing_is_left(subject: Subject) -> None:
     requests = greedy(prompts(5, target.vocab_size), 16)
     expected = plain_texts(subject, target, requests)
     for toy in drafters(subject, requests, expected):
-        with subject.pipeline(target, config={"engine.max_rows": 3}, drafter=toy and toy.make) as pipeline:
+        with subject.pipeline(target, config={"engine.max_rows": 3}, beside=toy) as pipeline:
             before = _live_rows()
             cancelled = [pipeline.engine.add(request) for request in requests]
             for _ in range(3):
@@ -173,7 +173,7 @@ def check_nothing_is_left(subject: Subject) -> None:
             expect_same(again, expected, requests, "after rows were cancelled")
             held = _live_rows() - before
             assert held <= 0, f"{held} rows that have left are still held: forget them in `release`"
-        with subject.pipeline(target, drafter=toy and toy.make) as pipeline:
+        with subject.pipeline(target, beside=toy) as pipeline:
             expect_same(situations.texts(pipeline, requests), expected, requests, "in a second pipeline after a first")
 
 

@@ -11,9 +11,9 @@ from ...context import Context
 from ...request import Request, SamplingParams
 from .. import situations
 from ..drafters import Scripted, TableDrafter
-from ..situations import Toy, prompts, sampled
+from ..situations import prompts, sampled
 from ..statistics import law_of, misfit, total_variation
-from ..subject import Subject, TinyTarget
+from ..subject import Subject, TinyTarget, Toy
 
 SAMPLES: Final = 6000
 FAR: Final = 4.5
@@ -39,7 +39,7 @@ def _expect_law(subject: Subject, target: TinyTarget, toy: Toy | None, *, new: i
     law = law_of(target.model, prompt, new, target.vocab_size, temperature)
     requests = [Request(prompt, new, SamplingParams(temperature=temperature), seed=seed) for seed in range(SAMPLES)]
     config = {"draft.length": length, "engine.max_rows": 128}
-    with subject.pipeline(target, config=config, drafter=toy and toy.make) as pipeline:
+    with subject.pipeline(target, config=config, beside=toy) as pipeline:
         samples = [tuple(text) for text in situations.texts(pipeline, requests)]
     off = misfit(samples, law)
     assert off < FAR, (
@@ -56,7 +56,7 @@ def check_same_seed_same_text(subject: Subject) -> None:
         answers = []
         for rows in (6, 6, 1):
             config = {"engine.max_rows": rows}
-            with subject.pipeline(target, config=config, drafter=toy and toy.make) as pipeline:
+            with subject.pipeline(target, config=config, beside=toy) as pipeline:
                 answers.append(situations.texts(pipeline, requests))
         beside = f" {toy.label}" if toy else ""
         situations.expect_same(answers[1], answers[0], requests, f"a second run with the same seeds{beside}")

@@ -7,7 +7,7 @@ from typing import Any
 from ...request import Request
 from .. import situations
 from ..situations import drafters, expect_same, greedy, plain_texts, prompts, sampled
-from ..subject import Subject, TinyTarget
+from ..subject import Subject, TinyTarget, Toy
 
 LENGTHS = (1, 5)
 """Draft lengths that are tried."""
@@ -22,7 +22,7 @@ def check_greedy_text(subject: Subject) -> None:
         for length in LENGTHS:
             for rows, every, some in ((16, 0, 50), (4, 2, 16), (1, 0, 6)):
                 config = {"draft.length": length, "engine.max_rows": rows}
-                with subject.pipeline(target, config=config, drafter=toy and toy.make) as pipeline:
+                with subject.pipeline(target, config=config, beside=toy) as pipeline:
                     texts = situations.texts(pipeline, requests[:some], every=every)
                 where = f"draft.length {length}, {rows} rows{', joining late' if every else ''}{_beside(toy)}"
                 expect_same(texts, expected[:some], requests[:some], where)
@@ -63,7 +63,7 @@ def check_ends(subject: Subject) -> None:
     for requests, what in ((ends, "an end token"), (limits, "a limit"), (stops, "a stop string")):
         expected = plain_texts(subject, target, requests)
         for toy in drafters(subject, greedy([prompt], 16), [whole]):
-            with subject.pipeline(target, drafter=toy and toy.make) as pipeline:
+            with subject.pipeline(target, beside=toy) as pipeline:
                 expect_same(situations.texts(pipeline, requests), expected, requests, f"{what}{_beside(toy)}")
 
 
@@ -76,7 +76,7 @@ def check_mixed_requests(subject: Subject) -> None:
     requests = [*still, *plainly]
     expected = plain_texts(subject, target, requests)
     for toy in drafters(subject, requests, expected):
-        with subject.pipeline(target, drafter=toy and toy.make) as pipeline:
+        with subject.pipeline(target, beside=toy) as pipeline:
             others = sampled(asked[6:], 20) if toy is None else []
             answers = situations.texts(pipeline, [*requests, *others], every=1)
         expect_same(answers[: len(requests)], expected, requests, f"in a mixed batch{_beside(toy)}")
@@ -87,9 +87,9 @@ def _compare(
 ) -> None:
     expected = plain_texts(subject, target, requests)
     for toy in drafters(subject, requests, expected):
-        with subject.pipeline(target, config=config, drafter=toy and toy.make) as pipeline:
+        with subject.pipeline(target, config=config, beside=toy) as pipeline:
             expect_same(situations.texts(pipeline, requests, every=every), expected, requests, f"greedy{_beside(toy)}")
 
 
-def _beside(toy: situations.Toy | None) -> str:
+def _beside(toy: Toy | None) -> str:
     return f", {toy.label}" if toy else ""
