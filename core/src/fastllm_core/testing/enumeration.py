@@ -70,9 +70,9 @@ class Texts:
         """Equal texts with equal numbers are one."""
         keys = list(self.numbers)
         table = torch.cat([self.tokens.double(), *[self.numbers[key][:, None] for key in keys]], 1)
-        unique, inverse = table.unique(dim=0, return_inverse=True)
-        weights = torch.zeros(len(unique), dtype=torch.float64).index_add(0, inverse, self.weights)
-        tokens, *columns = unique.split([self.tokens.shape[1], *[1] * len(keys)], 1)
+        unique, inverse = np.unique(table.numpy(), axis=0, return_inverse=True)
+        weights = torch.from_numpy(np.bincount(inverse.reshape(-1), weights=self.weights.numpy()))
+        tokens, *columns = torch.from_numpy(unique).split([self.tokens.shape[1], *[1] * len(keys)], 1)
         return Texts(tokens.long(), weights, {key: column[:, 0] for key, column in zip(keys, columns, strict=True)})
 
     def __add__(self, other: Texts) -> Texts:
@@ -149,7 +149,7 @@ class Enumeration:
                     borders = self.borders.get(key, self.borders.get(key[0], ()))
                     texts = texts.split(key, _cells(tuple(borders)))
         length = batch.lengths[0]
-        for accepted in verdict.accepted.unique().tolist():
+        for accepted in sorted(set(verdict.accepted.tolist())):
             index = (verdict.accepted == accepted).nonzero()[:, 0]
             some = texts.pick(index)
             ahead = {key: value for key, value in some.numbers.items() if key[1] > length + accepted}
