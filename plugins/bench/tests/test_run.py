@@ -31,7 +31,7 @@ def untimed(value: Any) -> Any:
     """A report without what a clock or a memory meter says."""
     timed = (
         "seconds", "tokens_per_s", "prompt_s", "ratio", "whole_ratio", "by_repeat", "time", "forward_time", "cost",
-        "predicted", "memory", "limit", "created", "load_at_start",
+        "predicted", "memory", "limit", "created", "against", "load_at_start",
     )  # fmt: skip
     if isinstance(value, dict):
         return {key: untimed(item) for key, item in value.items() if key not in timed}

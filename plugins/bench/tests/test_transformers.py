@@ -122,5 +122,11 @@ def test_a_run_against_transformers(model: str, methods: list[str], tmp_path: Pa
         )
     )
     found = {arm["label"]: arm["status"] for arm in report["cases"][0]["arms"]}
+    echo = report["cases"][0]["arms"][1]
+    assert [*echo["against"]][:3] == ["transformers", "transformers assisted", "transformers lookup"]
+    theirs = report["cases"][0]["arms"][2]["speed"]["overall"]["tokens_per_s"]
+    assert echo["against"]["transformers"]["value"] == pytest.approx(
+        echo["speed"]["overall"]["tokens_per_s"] / theirs, rel=1e-6
+    )
     assert found["transformers assisted"] == found["transformers lookup"] == found["transformers"] == "identical"
     assert "--cross-assistant" in report["absent"]["transformers cross-tokenizer"]

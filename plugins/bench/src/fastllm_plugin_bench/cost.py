@@ -12,7 +12,7 @@ from typing import Final
 from .recount import Counts
 
 SELDOM: Final = 0.5
-"""Where a controller lets fewer of the rounds draft, it has found that drafting does not pay."""
+"""Where fewer of the rounds draft than this, that is what limits a method."""
 SMALL: Final = 1.1
 """A cause is worth naming if the method would be this much faster without it."""
 
@@ -102,12 +102,16 @@ def cost_of(counts: Counts, rounds: Rounds | None, plain: Rounds | None) -> Cost
     )
 
 
-def limit_of(cost: Cost | None, measured: float | None) -> str:
-    """One sentence that says what limits a method: the cause without which it would gain most."""
+def limit_of(cost: Cost | None, measured: float | None, *, controlled: bool = False) -> str:
+    """One sentence that says what limits a method: the cause without which it would gain most.
+
+    controlled: a controller may have decided against drafting.
+    """
     if cost is None:
         return "It says nothing of its rounds, so what limits it cannot be told."
     if cost.drafting < SELDOM:
-        return f"It drafts in {cost.drafting:.0%} of its rounds only: the controller finds that drafting does not pay."
+        why = ", or the controller found that drafting does not pay" if controlled else ""
+        return f"It drafts in {cost.drafting:.0%} of its rounds only: in the others it had nothing to propose{why}."
     whole, most = cost.round, 1 + cost.length
     causes = {
         f"acceptance: {cost.acceptance:.0%} of the drafted tokens that are looked at are kept, {cost.per_round:.1f} "

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from .arm import Arm
 from .choice import PLAIN
-from .cost import Rounds, cost_of, limit_of
+from .cost import Cost, Rounds, cost_of, limit_of
 from .equality import Decode, Equality
 from .measure import Bench
 from .plan import Case
 from .record import Measured
 from .recount import Counts, Limit
 from .report import FORMAT, OVERALL, ArmReport, CaseReport, Speed
-from .statistics import Pair, quotient, speed_ratio
+from .statistics import Pair, Ratio, quotient, speed_ratio
+
+OURS: Final = "fastllm"
+"""The kind of arm that promises plain decoding's text."""
 
 Where = tuple[int, int, int]
 """Repeat, group and turn of a job."""
@@ -81,7 +84,7 @@ class _Arm:
         decode: Decode,
     ) -> None:
         self.bench, self.case, self.arm, self.categories, self.decode = bench, case, arm, categories, decode
-        self.jobs, self.plain = jobs.get(arm.label, {}), jobs.get(PLAIN, {})
+        self.all_jobs, self.jobs, self.plain = jobs, jobs.get(arm.label, {}), jobs.get(PLAIN, {})
         self.limit: Limit = bench.limit
 
     def report(self) -> ArmReport:
@@ -104,27 +107,40 @@ class _Arm:
         cost = None if self.arm.label == PLAIN else cost_of(counts, rounds, plain)
         equality = None if self.arm.label == PLAIN else self._equality()
         status, verdict = self._verdict(equality, about)
-        overall = speed[OVERALL].ratio
         return ArmReport(
             self.arm.label,
             self.arm.kind,
             about,
             status,
             verdict,
-            speed,
-            self._by_repeat(),
-            equality,
-            counts.drafted_at,
-            counts.accepted_at,
-            counts.row_rounds,
-            rounds.count if rounds else None,
-            _sum_time([job.run.time for job in self.jobs.values() if job.run]),
-            _sum_time([job.run.forward_time for job in self.jobs.values() if job.run]),
-            cost,
-            None if cost is None else cost.predicted,
-            self._memory(),
-            "" if self.arm.label == PLAIN else limit_of(cost, overall.value if overall else None),
+            speed=speed,
+            by_repeat=self._by_repeat(),
+            equality=equality,
+            drafted_at=counts.drafted_at,
+            accepted_at=counts.accepted_at,
+            row_rounds=counts.row_rounds,
+            rounds=rounds.count if rounds else None,
+            time=_sum_time([job.run.time for job in self.jobs.values() if job.run]),
+            forward_time=_sum_time([job.run.forward_time for job in self.jobs.values() if job.run]),
+            against=self._against(),
+            cost=cost,
+            predicted=None if cost is None else cost.predicted,
+            memory=self._memory(),
+            limit="" if self.arm.label == PLAIN else self._limit(cost, speed[OVERALL].ratio),
         )
+
+    def _limit(self, cost: Cost | None, ratio: Ratio | None) -> str:
+        draft = self.arm.describe().get("config", {}).get("draft", {})
+        controlled = draft.get("controller") != "fixed"
+        return limit_of(cost, ratio.value if ratio else None, controlled=controlled)
+
+    def _against(self) -> dict[str, Ratio]:
+        """A method of fastllm beside every peer, job by job."""
+        if self.arm.kind != OURS:
+            return {}
+        peers = [arm.label for arm in self.bench.arms if arm.kind != OURS]
+        ratios = {label: speed_ratio(self._pairs(self.jobs, self.all_jobs.get(label, {}))[0]) for label in peers}
+        return {label: ratio for label, ratio in ratios.items() if ratio is not None}
 
     def _in(self, category: str) -> dict[Where, Measured]:
         return {key: job for key, job in self.jobs.items() if category in (OVERALL, self.categories[key[1]])}
@@ -139,7 +155,7 @@ class _Arm:
     def _speed(self, category: str) -> Speed:
         jobs = self._in(category)
         counts = self._counts(jobs)
-        decode, whole = self._pairs(jobs)
+        decode, whole = self._pairs(jobs, self.plain)
         plain = self.arm.label == PLAIN
         return Speed(
             len(jobs),
@@ -151,11 +167,11 @@ class _Arm:
             None if plain else speed_ratio(whole),
         )
 
-    def _pairs(self, jobs: Mapping[Where, Measured]) -> tuple[list[Pair], list[Pair]]:
-        """Jobs beside plain decoding's of the same prompt and repeat: after the prompt, and in whole."""
+    def _pairs(self, jobs: Mapping[Where, Measured], others: Mapping[Where, Measured]) -> tuple[list[Pair], list[Pair]]:
+        """Jobs beside another arm's of the same prompt and repeat: after the prompt, and in whole."""
         decode, whole = [], []
         for key, job in jobs.items():
-            base = self.plain.get(key)
+            base = others.get(key)
             if base is None or base.run is None or job.run is None:
                 continue
             mine, yours = self._counts({key: job}), self._counts({key: base})
@@ -169,7 +185,8 @@ class _Arm:
     def _by_repeat(self) -> list[float]:
         found = []
         for repeat in sorted({key[0] for key in self.jobs}):
-            ratio = quotient(self._pairs({key: job for key, job in self.jobs.items() if key[0] == repeat})[0])
+            jobs = {key: job for key, job in self.jobs.items() if key[0] == repeat}
+            ratio = quotient(self._pairs(jobs, self.plain)[0])
             found += [ratio] if ratio is not None and self.arm.label != PLAIN else []
         return found
 
@@ -189,7 +206,8 @@ class _Arm:
             return "reference", "the reference"
         differs = f"{equality.differing} of {equality.compared} texts differ"
         if not equality.differing:
-            return "identical", f"all {equality.compared} texts identical"
+            lossy = f", though it is lossy: {', '.join(about['lossy'])}" if about.get("lossy") else ""
+            return "identical", f"all {equality.compared} texts identical{lossy}"
         if about.get("lossy"):
             return "lossy", f"{differs}; it is lossy: {', '.join(about['lossy'])}"
         if self.case.temperature > 0:
@@ -197,7 +215,7 @@ class _Arm:
         ties = f"{equality.near_ties} at near-ties" if equality.near_ties else "none at a near-tie"
         if not equality.unexplained:
             return "near-ties", f"{differs}, all at near-ties, where rounding decides"
-        if self.arm.kind != "fastllm":
+        if self.arm.kind != OURS:
             return "differs", f"{differs} from fastllm's plain decoding, {ties}"
         return "FAILED", f"{differs}, {ties}"
 

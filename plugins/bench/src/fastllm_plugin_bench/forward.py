@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -76,7 +76,7 @@ class Size:
 
 def size_of(network: Network) -> Size:
     """Count a model's weights; an embedding that is only looked up is not read as a whole."""
-    model = network.loaded.model
+    model: Any = network.loaded.model
     table = model.get_input_embeddings().weight
     looked_up = None if network.loaded.config.tie_word_embeddings else table
     weights = [each for each in model.parameters() if each is not looked_up]

@@ -58,6 +58,8 @@ class ArmReport:
     rounds: int | None = None
     time: dict[str, float] = field(default_factory=dict)
     forward_time: dict[str, float] = field(default_factory=dict)
+    against: dict[str, Ratio] = field(default_factory=dict)
+    """A method of fastllm: times the speed of each peer, after the prompt."""
     cost: Cost | None = None
     predicted: float | None = None
     memory: int = 0

@@ -87,6 +87,8 @@ def explanation(arm: Mapping[str, Any]) -> list[str]:
             f"the cost model expects {arm['predicted']:.2f}x if verifying cost 1, measured {times(speed['ratio'])}"
         )
         lines.append(arm["limit"])
+    if arm["against"]:
+        lines.append("times the speed of " + ", ".join(f"{name} {times(it)}" for name, it in arm["against"].items()))
     if arm["status"] in ALARMING or arm["status"] == "near-ties":
         lines.append(parting(arm) or arm["verdict"])
     return lines
