@@ -72,8 +72,8 @@ class Texts:
         table = torch.cat([self.tokens.double(), *[self.numbers[key][:, None] for key in keys]], 1)
         unique, inverse = np.unique(table.numpy(), axis=0, return_inverse=True)
         weights = torch.from_numpy(np.bincount(inverse.reshape(-1), weights=self.weights.numpy()))
-        tokens, *columns = torch.from_numpy(unique).split([self.tokens.shape[1], *[1] * len(keys)], 1)
-        return Texts(tokens.long(), weights, {key: column[:, 0] for key, column in zip(keys, columns, strict=True)})
+        rows, size = torch.from_numpy(unique), self.tokens.shape[1]
+        return Texts(rows[:, :size].long(), weights, {key: rows[:, size + i] for i, key in enumerate(keys)})
 
     def __add__(self, other: Texts) -> Texts:
         keys = dict.fromkeys([*self.numbers, *other.numbers])
