@@ -23,7 +23,7 @@ def encode(prompt: Prompt, target: LoadedModel) -> list[int]:
     """The token ids of a prompt. Raises RequestError if the model cannot read it."""
     ids = _ids(prompt, target)
     wrong = next((token for token in ids if not 0 <= token < target.vocab_size), None)
-    if wrong is not None and isinstance(prompt, str):
+    if wrong is not None and not isinstance(prompt[0], int):
         raise RequestError(
             f"the tokenizer of '{target.name}' gives token id {wrong}, and the model's vocabulary has "
             f"{target.vocab_size} entries: give the tokenizer that belongs to the model, or call "
