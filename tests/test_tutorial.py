@@ -47,3 +47,5 @@ def test_the_tutorial_from_beginning_to_end(tmp_path: Path) -> None:
             )
             print(f"{time.perf_counter() - start:6.1f} s  {command}\n{done.stdout}")
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    wheels = [path.name for path in (tmp_path / "dist").iterdir()]
+    assert wheels == ["fastllm_plugin_phrasebook-0.1.0-py3-none-any.whl"]
