@@ -18,10 +18,10 @@ HEAD = """# Reference
 
 <!-- made from the code: python tests/test_reference.py -->
 
-What a plugin may use: the names below come from `fastllm_core`, as `from fastllm_core import Draft`. Shapes: B live
-rows in slot order, N drafted nodes, W = N + 1 rows of a verification, D tokens on the deepest path, T key/value slots that a
-forward reads, V vocabulary, H hidden size, R rows of a forward. Row 0 of a verification is the root, the last committed
-token; row i + 1 is node i.
+What a plugin may use: the names below come from `fastllm_core`, as `from fastllm_core import Draft`. Shapes: B
+live rows in slot order, N drafted nodes, W = N + 1 rows of a verification, D tokens on the deepest path, T
+key/value slots that a forward reads, V vocabulary, H hidden size, R rows of a forward. Row 0 of a verification
+is the root, the last committed token; row i + 1 is node i.
 """
 SECTIONS = {
     "Hooks": ("hookspecs", None),
