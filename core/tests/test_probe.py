@@ -11,6 +11,7 @@ from fastllm_core import UnsupportedModel, load, quirks
 from fastllm_core.models import load_model
 from fastllm_core.network import Network
 from fastllm_core.probe import check_split, check_whole
+from fastllm_core.spans import Span
 from fastllm_core.testing import tiny_model
 
 
@@ -63,3 +64,15 @@ def test_a_view_that_is_not_the_model_is_refused(monkeypatch: pytest.MonkeyPatch
     check_whole(network)
     with pytest.raises(UnsupportedModel, match="being run in two parts, cut before layer 1"):
         check_split(network, 1)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "llama4_text", "gpt_oss"])
+def test_windows_are_probed_shorter_than_they_are(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's window is far longer than the probe's eight tokens; one position more or less is still noticed."""
+    settings = {"sliding_window": 4096, "attention_chunk_size": 4096}
+    network = network_of(family, **settings, head_dim=8, num_local_experts=4, intermediate_size_mlp=48)
+    check_whole(network)
+    narrow = Span.narrow
+    monkeypatch.setattr(Span, "narrow", lambda span, mask, queries, keys: narrow(span, mask, queries + 1, keys))
+    with pytest.raises(UnsupportedModel, match="does not support its windows of attention as masks by position"):
+        check_whole(network)

@@ -9,6 +9,7 @@ Shapes as in `protocols`; R is the number of rows of the forward.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from .adapters import Adapter, adapter_for, refusal
 from .attention import take_explicit_masks
 from .clock import Clock
 from .errors import UnsupportedModel
-from .spans import Span, spans_of
+from .spans import Span, Spans, spans_of
 from .twin import share
 from .views import backbone, layer_list, layer_range, skip_sublayers
 
@@ -164,7 +165,8 @@ class Network:
         self.stores = self.adapter.stores(self.config) if self.adapter.stores else self.layers
         """How many keys and values a cache holds: one for each layer, in most models."""
         self._cache_argument = _cache_argument(self.model)
-        self._spans = self.adapter.spans(self.config) if self.adapter.spans else spans_of(self.config, self.layers)
+        self.spans = self.adapter.spans(self.config) if self.adapter.spans else spans_of(self.config, self.layers)
+        """Attention type and span of every layer."""
         slopes = self.adapter.slopes(self.config) if self.adapter.slopes else ()
         self._slopes = torch.tensor(slopes, device=self.device)[None, :, None, None]
         self._last_position = (loaded.context_length or 1 << 30) - 1
@@ -187,6 +189,12 @@ class Network:
         mask = torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
         self._call(model, Inputs(zero, None, zero, zero, mask, None), Cache(layers=[*probes]), 0, self.layers, {})
         return probes
+
+    def with_spans(self, spans: Spans) -> Network:
+        """The same network with other windows and chunks, on the same copy of the model."""
+        other = copy.copy(self)
+        other.spans = spans
+        return other
 
     def stock(self) -> nn.Module:
         """A copy of the model that follows its own masks and positions: what the port must agree with."""
@@ -243,10 +251,10 @@ class Network:
 
     def _masks(self, inputs: Inputs, start: int, stop: int) -> Tensor | dict[str, Tensor]:
         """Additive masks float[B, 1, R, T]: one, or one for each attention type (see `Adapter.stacked_masks`)."""
-        spans = dict(self._spans)
+        spans = dict(self.spans)
         if self.adapter.stacked_masks:
             return torch.cat([self._mask(inputs, spans[kind]) for kind in sorted(spans)], dim=1)
-        kinds = dict(self._spans[start:stop])
+        kinds = dict(self.spans[start:stop])
         masks = {kind: self._mask(inputs, span) for kind, span in kinds.items()}
         return masks if len(spans) > 1 else next(iter(masks.values()))
 

@@ -17,13 +17,17 @@ from . import layout
 from .attention import KERNELS
 from .cache import SlotCache
 from .errors import UnsupportedModel
+from .spans import SPAN_KEYS, Span, spans_of
 from .twin import share
+from .views import backbone
 
 if TYPE_CHECKING:
     from .network import Inputs, Network
 
 ROWS: Final = 8
 PORT: Final = "explicit positions and masks over a preallocated cache"
+SHORT: Final = 3
+"""Positions of a window or chunk that the probe's tokens overrun."""
 TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest difference of a logit, as a share of the largest logit: rounding, and no more."""
 
@@ -45,6 +49,25 @@ def check_whole(network: Network) -> None:
         reason = (str(error).splitlines() or [""])[0]
         raise UnsupportedModel(f"{_name(network)} does not support {PORT}: {type(error).__name__}: {reason}") from error
     _compare(network, given, own.logits, PORT)
+    _check_spans(network, tokens, own.logits)
+
+
+def _check_spans(network: Network, tokens: Tensor, logits: Tensor) -> None:
+    """The same once more with windows and chunks that eight tokens overrun, if the model has any.
+
+    A model that takes no notice of the change in its configuration tells nothing, and is not refused for it.
+    """
+    if all(span == Span() for _, span in network.spans) or network.adapter.spans is not None:
+        return
+    stock: Any = network.stock()
+    config: Any = backbone(stock, network.adapter).config
+    for key in SPAN_KEYS:
+        if getattr(config, key, None):
+            setattr(config, key, SHORT)
+    own = stock(input_ids=tokens, use_cache=False).logits
+    if not torch.equal(own, logits):
+        given = _chain_and_tree(network.with_spans(spans_of(config, network.layers)), tokens)
+        _compare(network, given, own, "its windows of attention as masks by position")
 
 
 def _check_attention(network: Network, tokens: Tensor, logits: Tensor) -> None:

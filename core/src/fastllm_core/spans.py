@@ -46,16 +46,18 @@ class Span:
 Spans = tuple[tuple[str, Span], ...]
 """Attention type and span of every layer."""
 
+SPAN_KEYS: Final = ("sliding_window", "attention_chunk_size")
+"""Where a configuration says how many positions a window or a chunk has."""
 _KNOWN: Final[Mapping[str, Callable[[Any], Span]]] = {
     "full_attention": lambda config: Span(),
-    "sliding_attention": lambda config: Span(window=getattr(config, "sliding_window", None)),
-    "chunked_attention": lambda config: Span(chunk=getattr(config, "attention_chunk_size", None)),
+    "sliding_attention": lambda config: Span(window=getattr(config, SPAN_KEYS[0], None)),
+    "chunked_attention": lambda config: Span(chunk=getattr(config, SPAN_KEYS[1], None)),
 }
 
 
 def spans_of(config: Any, layers: int) -> Spans:
     """Read from a configuration. Raises UnsupportedModel for a type of attention that is not known."""
-    uniform = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    uniform = "sliding_attention" if getattr(config, SPAN_KEYS[0], None) else "full_attention"
     kinds = layer_types(config) or (uniform,) * layers
     for kind in kinds:
         if kind not in _KNOWN:

@@ -138,12 +138,11 @@ def check_architecture(
         kind = found[0] if isinstance(found, tuple) else found
     if kind is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         raise UnsupportedModel(f"model '{name}' ({model_type}) is no causal LM that transformers knows")
-    reasons = [
-        refusal(adapter_for(config, adapters), config),
-        RECURRENT if getattr(kind, "_is_stateful", False) else "",
-    ]
-    reasons.append(quantization_refusal(config))
-    reasons += [REFUSED.get(layer, "") for layer in layer_types(config.get_text_config(decoder=True))]
+    layers = layer_types(config.get_text_config(decoder=True))
+    reasons = [refusal(adapter_for(config, adapters), config), quantization_refusal(config)]
+    reasons += [REFUSED.get(layer, "") for layer in layers]
+    if getattr(kind, "_is_stateful", False) and not layers:  # else the layers have said it themselves
+        reasons.append(RECURRENT)
     for reason in filter(None, reasons):
         raise UnsupportedModel(f"model '{name}' ({model_type}) {reason}")
 

@@ -31,8 +31,10 @@ from .engines import decode, make_engine
 
 PROMPTS: Final = (13, 6, 21)
 """Tokens of the prompts: longer and shorter than a window of 8, neither a multiple of it nor of a chunk."""
-NEW: Final = 24
-"""New tokens: three windows."""
+NEW: Final = 18
+"""New tokens: more than two windows."""
+LONG: Final = 11
+"""Drafted tokens, in a tree levels, that are more than a window of 8."""
 
 
 class Trial:
@@ -62,6 +64,10 @@ class Trial:
         index = self.prompts.index(list(row.request.prompt))
         done = row.length - len(self.prompts[index])
         return self.texts[index][done : done + count]
+
+    def wrong(self, row: Row, count: int) -> list[int]:
+        """Never the true next tokens."""
+        return [(token + 1) % self.size for token in self.right(row, count)]
 
     def partly_right(self, row: Row, count: int) -> list[int]:
         """The true next tokens, but every fourth position is wrong: a round keeps from none to three."""
@@ -130,25 +136,22 @@ def skip(trial: Trial) -> None:
 
 
 def chains(trial: Trial) -> None:
-    """Rounds over chains: all right, all wrong, partly right."""
-    wrong: Callable[[Row, int], list[int]] = lambda row, count: [  # noqa: E731
-        (token + 1) % trial.size for token in trial.right(row, count)
-    ]
-    for guess in (trial.right, wrong, trial.partly_right):
-        texts = run(trial, Scripted(guess))
+    """Rounds over chains: all right and longer than a window, all wrong, partly right."""
+    for guess, length in ((trial.right, LONG), (trial.wrong, 2), (trial.partly_right, 4)):
+        texts = run(trial, Scripted(guess), draft_length=length)
         assert texts == trial.texts, f"chain rounds differ from generate: {_first(texts, trial.texts)}"
 
 
 def trees(trial: Trial) -> None:
-    """Rounds over trees whose kept path is not their first."""
-    for guess, branches in ((trial.right, 1), (trial.partly_right, 2)):
-        texts = run(trial, Branching(guess, branches, trial.size))
+    """Rounds over trees whose kept path is not their first, and deeper than a window."""
+    for guess, length, branches in ((trial.right, LONG, 1), (trial.partly_right, 4, 2)):
+        texts = run(trial, Branching(guess, branches, trial.size), draft_length=length)
         assert texts == trial.texts, f"tree rounds differ from generate: {_first(texts, trial.texts)}"
 
 
 def ragged(trial: Trial) -> None:
     """Three rows in one batch that join one after the other."""
-    for drafter in (None, Scripted(trial.partly_right), Branching(trial.partly_right, 1, trial.size)):
+    for drafter in (Scripted(trial.partly_right), Branching(trial.partly_right, 1, trial.size)):
         texts = run(trial, drafter, every=2)
         assert texts == trial.texts, f"rows of a batch differ from generate: {_first(texts, trial.texts)}"
 
@@ -184,11 +187,12 @@ def outcome(one: Callable[[], None]) -> str:
     return ""
 
 
-def run(trial: Trial, drafter: Drafter | None, *, every: int = 1 << 30) -> list[list[int]]:
-    """Decode the prompts. every: steps between one's joining and the next's; by default each waits for the others."""
-    engine = make_engine(trial.model, drafter, max_rows=1 if every == 1 << 30 else 3, prefill_chunk=8)
+def run(trial: Trial, drafter: Drafter | None, *, draft_length: int = 4, every: int | None = None) -> list[list[int]]:
+    """Decode the prompts. every: steps between one's joining and the next's; by default one waits for the other."""
+    rows = 1 if every is None else len(trial.prompts)
+    engine = make_engine(trial.model, drafter, draft_length=draft_length, max_rows=rows, prefill_chunk=8)
     requests = [Request(tuple(prompt), max_new_tokens=NEW) for prompt in trial.prompts]
-    return decode(engine, requests, every=0 if every == 1 << 30 else every)
+    return decode(engine, requests, every=every or 0)
 
 
 def forward(network: Network, rows: Tensor, **options: Any) -> Tensor:

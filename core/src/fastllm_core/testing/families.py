@@ -57,8 +57,11 @@ OMITTED: Final = ...
 ROPE: Final = {"rope_type": "default", "rope_theta": 1e4}
 ROPE_BY_TYPE: Final = {"full_attention": ROPE, "sliding_attention": ROPE}
 LONGROPE: Final = {
-    **{"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64},
-    **{"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]},
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
 }
 
 SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -70,6 +73,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "doge": {"keep_window_size": WINDOW},
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
+    "dots3_note": {"text_config": OMITTED, "vision_config": OMITTED},
     "gemma3n_text": {
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
@@ -78,6 +82,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
         "hidden_size_per_layer_input": 8,
         "laurel_rank": 8,
     },
+    "gemma4_assistant": {"text_config": OMITTED},
     "gemma4_text": {
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
@@ -122,9 +127,9 @@ class Family:
     def config(self) -> PreTrainedConfig:
         """The configuration of the tiny model."""
         kind = CONFIG_MAPPING[self.model_type]
-        return cast("PreTrainedConfig", kind(**{**_settings(kind, self.model_type, SIZES), **self.settings}))
+        return kind(**{**_settings(kind, self.model_type, SIZES), **self.settings})
 
-    def model(self, seed: int = 0) -> PreTrainedModel:
+    def model(self, seed: int = 5) -> PreTrainedModel:
         """A causal LM in float32 with random weights that depend on the seed alone.
 
         They are large enough for attention to matter, and the output matrix for the arg max to be clear.
@@ -142,7 +147,7 @@ class Family:
                     parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.1)
             model.get_output_embeddings().weight.mul_(4.0)
         model.generation_config.eos_token_id = None
-        return model.eval()
+        return cast("PreTrainedModel", model.eval())
 
 
 def family(name: str) -> Family:
@@ -159,6 +164,7 @@ VARIANTS: Final[Mapping[str, Family]] = {
     variant.name: variant
     for variant in (
         Family("mistral, full attention", "mistral", {"sliding_window": None}),
+        Family("granitemoehybrid, attention only", "granitemoehybrid", {"layer_types": ["full_attention"] * 4}),
         Family("phi3, LongRoPE", "phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64}),
     )
 }
@@ -172,9 +178,9 @@ def _settings(kind: Any, model_type: str, sizes: Mapping[str, Any]) -> dict[str,
     if "kv_lora_rank" in known:  # latent attention: every head has keys of its own, of two parts
         settings["num_key_value_heads"] = settings["num_attention_heads"]
         settings.pop("head_dim", None)
-    if "sliding_window" in settings and getattr(default, "layer_types", None):
-        if {*default.layer_types} <= {*UNEVEN}:
-            settings["layer_types"] = [*UNEVEN]
+    kinds = {*(getattr(default, "layer_types", None) or ())}
+    if "sliding_window" in settings and kinds and kinds <= {*UNEVEN}:
+        settings["layer_types"] = [*UNEVEN]
     for name in getattr(kind, "sub_configs", {}):
         part = getattr(default, name, None)
         if part is not None:
