@@ -98,7 +98,8 @@ def _figures(case: Mapping[str, Any], colours: Mapping[str, str]) -> str:
 
 def _row(arm: Mapping[str, Any], colour: str) -> str:
     kind = "good" if arm["status"] in GOOD else "bad" if arm["status"] == "FAILED" else "doubt"
-    badge = f'<span class="badge {kind}">{escape(arm["status"])}</span> {escape(arm["verdict"])}'
+    words = "" if arm["status"] == "reference" else arm["verdict"].removesuffix(" identical")
+    badge = f'<span class="badge {kind}">{escape(arm["status"])}</span> {escape(words)}'
     name = f'<span class="dot" style="background:{colour}"></span>{escape(arm["label"]).replace(":", ":<wbr>")}'
     speed = wording.overall(arm)
     figures = ["-"] * 7
@@ -160,7 +161,7 @@ def _reasons(case: Mapping[str, Any]) -> str:
     for arm in case["arms"]:
         lines = [escape(line) for line in wording.explanation(arm)]
         if lines:
-            items.append(f"<dt>{escape(arm['label'])}</dt><dd>{'<br>'.join(reversed(lines))}</dd>")
+            items.append(f"<dt>{escape(arm['label'])}</dt><dd>{'<br>'.join(lines)}</dd>")
     return f"<details open><summary>Why</summary><dl>{''.join(items)}</dl></details>" if items else ""
 
 

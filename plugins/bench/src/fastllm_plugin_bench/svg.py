@@ -18,6 +18,9 @@ GAP: Final = 12
 CHARACTERS: Final = 22
 """Of a name that fits beside a bar."""
 SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+NAMED: Final = 24
+"""Of a name beside a point."""
+LINE: Final = 13
 LONG: Final = 44
 """Of a name in a legend."""
 
@@ -82,31 +85,33 @@ def bars(groups: Mapping[str, Sequence[Bar]], *, mark: float) -> str:
 
 
 def stacked(rows: Mapping[str, Mapping[str, float]], colours: Mapping[str, str], unit: str) -> str:
-    """Bars made of named pieces, each as long as it lasts."""
+    """Bars made of named pieces, each as long as it lasts, with its name above it."""
+    left = 16.0
     marks = ticks(max((sum(row.values()) for row in rows.values()), default=1.0))
-    scale = (WIDTH - LEFT - RIGHT) / marks[-1]
-    parts, y = [], 8.0
+    scale = (WIDTH - left - RIGHT) / marks[-1]
+    parts, y = [], 14.0
     for name, row in rows.items():
-        x = float(LEFT)
-        parts.append(text(LEFT - 8, y + 16, short(name), anchor="end"))
+        x = left
+        parts.append(text(left, y, short(name, LONG)))
         for piece, value in row.items():
             tip = f"{name}, {piece}: {value:.3g} {unit}"
             parts.append(
-                f'<rect x="{x:.1f}" y="{y}" width="{value * scale:.1f}" height="22" fill="{colours[piece]}">'
+                f'<rect x="{x:.1f}" y="{y + 5:.1f}" width="{value * scale:.1f}" height="16" fill="{colours[piece]}">'
                 f"<title>{escape(tip)}</title></rect>"
             )
             x += value * scale
-        parts.append(text(x + 6, y + 15, f"{sum(row.values()):.3g}", size=11))
-        y += 30
-    axis = [line(LEFT + tick * scale, 4, LEFT + tick * scale, y, "grid") for tick in marks]
-    names = [text(LEFT + tick * scale, y + 14, f"{tick:g}", anchor="middle", kind="quiet") for tick in marks]
+        parts.append(text(x + 6, y + 17, f"{sum(row.values()):.3g}", size=11))
+        y += 40
+    y -= 12
+    axis = [line(left + tick * scale, 4, left + tick * scale, y, "grid") for tick in marks]
+    names = [text(left + tick * scale, y + 14, f"{tick:g}", anchor="middle", kind="quiet") for tick in marks]
     names_below, end = legend(colours, y + 36)
     return frame(end, [*axis, *names, *parts, names_below])
 
 
 def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
     """Named points with whiskers; a line where both axes agree."""
-    height, left, bottom = 280, 48, 232
+    height, left, bottom = 360, 48, 312
     xs, ys = ticks(max(dot.x for dot in dots)), ticks(max(max(dot.high for dot in dots), 1.0))
     across, up = (WIDTH - left - 120) / xs[-1], (bottom - 14) / ys[-1]
     both = min(xs[-1], ys[-1])
@@ -119,18 +124,26 @@ def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
         text((left + WIDTH - 120) / 2, bottom + 36, x_name, anchor="middle", kind="quiet"),
         text(left, 9, y_name, kind="quiet"),
     ]
-    taken: list[float] = []
+    taken: list[tuple[float, float, float]] = []
     for dot in sorted(dots, key=lambda each: -each.y):
         x, y = left + dot.x * across, bottom - dot.y * up
-        named = max([y + 4, *(other + 14 for other in taken if abs(other - y - 4) < 14)])
-        taken.append(named)
+        end = x + 10 + 6.8 * len(short(dot.name, NAMED))
+        named = _free(x, end, y + 4, taken)
+        taken.append((x, end, named))
         parts += [
             line(x, bottom - dot.low * up, x, bottom - dot.high * up, "whisker"),
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="{dot.colour}" stroke="var(--page)" stroke-width="1.5">'
             f"<title>{escape(f'{dot.name}: {dot.x:.2f}, {dot.y:.2f}')}</title></circle>",
-            text(x + 10, named, short(dot.name, 24)),
+            text(x + 10, named, short(dot.name, NAMED)),
         ]
     return frame(height, parts)
+
+
+def _free(start: float, end: float, y: float, taken: Sequence[tuple[float, float, float]]) -> float:
+    """The next place downwards where words from `start` to `end` overlap none of those that are there."""
+    while any(start < right and left < end and abs(other - y) < LINE for left, right, other in taken):
+        y += 2
+    return y
 
 
 def curves(series: Mapping[str, Sequence[float]], colours: Mapping[str, str], x_name: str) -> str:

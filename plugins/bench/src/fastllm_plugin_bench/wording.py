@@ -73,22 +73,23 @@ def split(arm: Mapping[str, Any]) -> str:
 
 
 def explanation(arm: Mapping[str, Any]) -> list[str]:
-    """Why an arm is as fast as it is, a sentence each."""
+    """Why an arm is as fast as it is, a line each, what matters most first."""
     speed = overall(arm)
     if speed is None:
         return []
-    whole = f"; with it {times(speed['whole_ratio'])}" if speed["whole_ratio"] else ""
-    lines = [f"prompt {speed['prompt_s'] * 1e3:.0f} ms a job{whole}; memory {megabytes(arm['memory'])}"]
+    lines = []
+    if arm["status"] in ALARMING or arm["status"] == "near-ties":
+        lines.append(parting(arm) or arm["verdict"])
     if arm["cost"]:
         kept = " ".join(f"{share:.0%}" for share in acceptance(arm))
-        lines.append(f"rounds: {split(arm)}; accepted by position: {kept}")
+        lines.append(arm["limit"])
         lines.append(
             f"drafting a token costs {arm['cost']['ratio']:.2f} plain steps, verifying {arm['cost']['verify']:.2f}; "
             f"the cost model expects {arm['predicted']:.2f}x if verifying cost 1, measured {times(speed['ratio'])}"
         )
-        lines.append(arm["limit"])
+        lines.append(f"rounds: {split(arm)}; accepted by position: {kept}")
+    whole = f"; with it {times(speed['whole_ratio'])}" if speed["whole_ratio"] else ""
+    lines.append(f"prompt {speed['prompt_s'] * 1e3:.0f} ms a job{whole}; memory {megabytes(arm['memory'])}")
     if arm["against"]:
         lines.append("times the speed of " + ", ".join(f"{name} {times(it)}" for name, it in arm["against"].items()))
-    if arm["status"] in ALARMING or arm["status"] == "near-ties":
-        lines.append(parting(arm) or arm["verdict"])
     return lines
