@@ -39,6 +39,7 @@ SECTIONS = {
     "Levels of a tree": ("verdicts", ("depths",)),
     "Sampling": ("sampling", ("warp", "draw")),
     "Families": ("adapters", ("Adapter",)),
+    "How far back a layer looks": ("spans", ("Span",)),
     "Options": ("options", ("Options",)),
 }
 """Title: module, and which of its definitions; None for every hook."""

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .request import Request, SamplingParams
     from .rows import Event
     from .sampling import Sampling, draw, warp
+    from .spans import Span
     from .verdicts import depths
 
     __version__: str
@@ -117,6 +118,7 @@ _PUBLIC = {
     "request": ("Request", "SamplingParams"),
     "rows": ("Event",),
     "sampling": ("Sampling", "draw", "warp"),
+    "spans": ("Span",),
     "verdicts": ("depths",),
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}

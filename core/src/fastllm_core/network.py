@@ -122,8 +122,9 @@ class ProbeLayer(SlotLayer):
     """A layer without a store, which notes the shapes that a model writes."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
-        super().__init__(torch.empty(0), torch.empty(0), torch.empty(0))
+        """Know nothing yet: the extent of 1 is for the first releases of transformers 5, which ask before an update."""
+        nothing = torch.empty(1, 1, 1, 1)
+        super().__init__(nothing, nothing, nothing)
         self.shape: KVShape | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

@@ -78,8 +78,7 @@ def _llama4_temperature(base: Any) -> None:
 
 
 def _note_positions(layer: Any, arguments: Any, named: dict[str, Any]) -> None:
-    if hasattr(layer.self_attn, "q_proj"):  # not where it is skipped
-        layer.self_attn.q_proj.positions = named["position_ids"]
+    layer.self_attn.q_proj.positions = named["position_ids"]
 
 
 def _sharpen(floor: int, scale: float, projection: Any, arguments: Any, queries: Any) -> Any:
@@ -131,6 +130,11 @@ ADAPTERS: Final[tuple[Adapter, ...]] = (
         reason="the backbone sends its input through the embedding's norm; the final norm says so",
         entry=("embeddings",),
         final_norm=("final_norm",),
+    ),
+    Adapter(
+        model_types=("gemma", "gemma2", "vaultgemma"),
+        reason="in early releases of transformers 5 the backbone multiplies its input by the root of the hidden size",
+        config={"hidden_size": 1},
     ),
     Adapter(
         model_types=("afmoe",),

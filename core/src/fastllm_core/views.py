@@ -114,8 +114,9 @@ def skip_sublayers(
         layer.get_submodule(name).register_forward_hook(lambda part, _, answer: answers.update({part: answer}))
     trial(view)
     for layer, name in parts:
-        answer = answers.get(layer.get_submodule(name))
-        _replace(layer, name, Silent(len(answer) if isinstance(answer, tuple) else None))
+        part = layer.get_submodule(name)
+        answer = answers.get(part)
+        _replace(layer, name, Silent(part, len(answer) if isinstance(answer, tuple) else None))
     return view
 
 
@@ -146,10 +147,18 @@ class PassedOn(nn.Module):
 class Silent(nn.Module):
     """A sub-layer that contributes nothing and leaves no keys or values."""
 
-    def __init__(self, parts: int | None) -> None:
-        """parts: how many the sub-layer answers as a tuple, the first of which counts; None for a bare tensor."""
+    def __init__(self, replaced: nn.Module, parts: int | None) -> None:
+        """replaced: whose place it takes; a backbone may ask it for attributes, such as its attention type.
+
+        parts: how many the sub-layer answers as a tuple, the first of which counts; None for a bare tensor.
+        """
         super().__init__()
+        self.__dict__["replaced"] = replaced  # no part of it
         self.parts = parts
+
+    def __getattr__(self, name: str) -> Any:
+        """What the sub-layer has."""
+        return getattr(self.replaced, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
         """The first argument, or `hidden_states`: float[B, W, H]. Returns zeros of the same shape."""

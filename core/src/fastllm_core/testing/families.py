@@ -73,7 +73,6 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "doge": {"keep_window_size": WINDOW},
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
-    "dots3_note": {"text_config": OMITTED, "vision_config": OMITTED},
     "gemma3n_text": {
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
@@ -82,7 +81,6 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
         "hidden_size_per_layer_input": 8,
         "laurel_rank": 8,
     },
-    "gemma4_assistant": {"text_config": OMITTED},
     "gemma4_text": {
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
@@ -113,6 +111,16 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "zamba2": {"layer_types": ["mamba", "hybrid", "mamba", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
 }
+AS_THEY_ARE: Final[Mapping[str, Mapping[str, Any]]] = {
+    "dots3_note": {},
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            **dict.fromkeys(("hidden_size_per_layer_input", "vocab_size_per_layer_input"), 0),
+        }
+    },
+}
+"""Families whose parts must fit each other closely, and keep their sizes: they are refused before they are built."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,8 @@ class Family:
     def config(self) -> PreTrainedConfig:
         """The configuration of the tiny model."""
         kind = CONFIG_MAPPING[self.model_type]
+        if self.model_type in AS_THEY_ARE:
+            return kind(**AS_THEY_ARE[self.model_type])
         return kind(**{**_settings(kind, self.model_type, SIZES), **self.settings})
 
     def model(self, seed: int = 5) -> PreTrainedModel:

@@ -54,4 +54,4 @@ def _bare(error: UnsupportedModel) -> str:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split()).partition('. ')[0][:160]}"
