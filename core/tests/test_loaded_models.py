@@ -1,4 +1,4 @@
-"""Models that somebody has loaded, in whatever way: fastllm writes what their own `generate` writes, and changes nothing.
+"""Models that somebody has loaded, in whatever way: fastllm writes what their own `generate` does, and changes nothing.
 
 Adapters of PEFT, quantised weights and vocabularies have files of their own.
 """
@@ -206,7 +206,7 @@ def quantised_by_outliers() -> PreTrainedModel:
         (lambda: model().to("meta"), "its weights lie on meta; fastllm needs them on one device"),
         (lambda: model().model, "a LlamaModel has no language-model head; load it with AutoModelForCausalLM"),
         (lambda: nn.Linear(2, 2), "expected a name, a folder or a transformers causal LM, not Linear"),
-        (foreign_forward, "forward of a LlamaDecoderLayer was replaced by foreign_forward.<locals>.<lambda>, which may"),
+        (foreign_forward, "forward of a LlamaDecoderLayer was replaced by foreign_forward.<locals>.<lambda>, which"),
         (quantised_by_outliers, r"is quantised by LLM\.int8\(\), .*logits depend on later ones"),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,7 +88,7 @@ def _check_adapters(peft: Any, model: Any) -> None:
 
 def _fetched_to(module: nn.Module) -> Iterator[Any]:
     """Where accelerate's hooks bring a module's offloaded weights for the time of its forward."""
-    hook = getattr(module, "_hf_hook", None)
+    hook: Any = getattr(module, "_hf_hook", None)
     for one in getattr(hook, "hooks", (hook,)):
         if getattr(one, "offload", False):
             yield one.execution_device
