@@ -21,7 +21,7 @@ OPEN_MODULES = {CORE, f"{CORE}.testing"}
 
 HEAVY = ("torch", "transformers", "safetensors.torch", "accelerate")
 LIGHT_IN_CORE = ("__init__", "cli", "config", "discovery", "errors", "hookspecs", "options")
-LIGHT_IN_PLUGINS = ("__init__", "models", "plugin")
+LIGHT_IN_PLUGINS = ("__init__", "cli", "models", "plugin")
 """Modules (or packages) that list, describe or configure: imported without the seconds that torch takes."""
 
 

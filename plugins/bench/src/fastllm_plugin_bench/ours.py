@@ -42,7 +42,7 @@ class Ours:
         engine = self.pipeline.engine
         before, split, inside = engine.report.rounds, dict(engine.report.time), dict(engine.report.forward_time)
         requests = [
-            Request(prompt, job.max_new_tokens, job.sampling, job.seed, job.eos)
+            Request(prompt, job.max_new_tokens, job.sampling, job.seed + index, job.eos)
             for index, prompt in enumerate(job.prompts)
         ]
         synchronize(self.pipeline.device.device)
