@@ -5,15 +5,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+EDITABLE := $(patsubst %/pyproject.toml,-e ./%,core/pyproject.toml $(wildcard plugins/*/pyproject.toml))
 REQUIREMENTS := $(wildcard .dev/*.txt) core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint range clean
 
 help:
 	@echo "make demo   a story by speculative decoding, and how much faster it came"
 	@echo "make test   the tests that run on any machine"
 	@echo "make lint   ruff and mypy"
+	@echo "make range  the tests on the oldest and the newest torch and transformers (large downloads)"
 	@echo "make clean  remove .venv and caches"
 
 demo: $(INSTALLED)
@@ -27,8 +29,17 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+# In environments of their own, .venv-oldest and .venv-newest: .dev/constraints.txt pins what the others use.
+range:
+	@for end in oldest newest; do \
+	  echo "== $$end"; \
+	  $(PYTHON) -m venv .venv-$$end && \
+	  .venv-$$end/bin/python -m pip install --quiet -c .dev/$$end.txt $(EDITABLE) accelerate peft hypothesis "pytest>=9,<10" && \
+	  .venv-$$end/bin/python -m pytest -q $(ARGS) || exit 1; \
+	done
+
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rm -rf $(VENV) .venv-oldest .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find core plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is touched last, so that an interrupted installation is repeated.
