@@ -49,6 +49,15 @@ def test_constraints_are_used_and_pin_torch() -> None:
     assert "torch==2.13.0" in lines("constraints.txt")
 
 
+@each_package
+def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_admitted(folder: Path) -> None:
+    pins = {Requirement(line).name: Version(line.split("==")[1]) for line in lines("oldest.txt")}
+    for dependency in map(Requirement, project(folder)["dependencies"]):
+        if not dependency.name.startswith("fastllm-"):
+            oldest = Version(next(bound.version for bound in dependency.specifier if bound.operator == ">="))
+            assert pins[dependency.name].release[: len(oldest.release)] == oldest.release, dependency
+
+
 def test_root_is_no_package() -> None:
     assert set(toml(ROOT / "pyproject.toml")) == {"tool"}
 
