@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging as transformers_logging
 
 from .plan import Group, Plan
 from .suite import Question
@@ -52,7 +56,10 @@ class Dialogue:
         return limit is None or prompt + self.plan.max_new_tokens <= limit
 
     def _prompt(self, question: Question, turn: int) -> tuple[int, ...]:
-        answers = self.answers[question.id]
+        with _quietly():
+            return self._encoded(question, turn, self.answers[question.id])
+
+    def _encoded(self, question: Question, turn: int, answers: Sequence[str]) -> tuple[int, ...]:
         if not self.chat:
             said = [f"{text}{answer}\n\n" for text, answer in zip(question.turns, answers, strict=False)]
             return self.pipeline.request("".join([*said, question.turns[turn]])).prompt
@@ -60,3 +67,14 @@ class Dialogue:
         for text, answer in zip(question.turns, answers, strict=False):
             messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         return self.pipeline.request([*messages, {"role": "user", "content": question.turns[turn]}]).prompt
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Tokenizers warn of a text that is longer than the context; here it is skipped and counted."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
