@@ -34,7 +34,7 @@ range:
 	@for end in oldest newest; do \
 	  echo "== $$end"; \
 	  $(PYTHON) -m venv .venv-$$end && \
-	  .venv-$$end/bin/python -m pip install --quiet -c .dev/$$end.txt $(EDITABLE) accelerate peft hypothesis "pytest>=9,<10" && \
+	  .venv-$$end/bin/python -m pip install --quiet -c .dev/$$end.txt $(EDITABLE) accelerate peft hypothesis "pytest>=9,<10" "ruff>=0.17,<0.18" && \
 	  .venv-$$end/bin/python -m pytest -q $(ARGS) || exit 1; \
 	done
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PLAIN: Final = "transformers"
 TRIAL: Final = 8
 """Tokens of the trial by which an arm shows that it can run at all."""
+NEVER: Final = 1 << 30
+"""No token's id: prompt look-up of transformers before 5.15 fails where nothing ends a text."""
 
 
 def arms(pair: Pair) -> Iterator[tuple[str, Callable[[], Arm]]]:
@@ -229,7 +231,7 @@ def _generation_config(job: Job, settings: Mapping[str, Any]) -> GenerationConfi
     }
     return GenerationConfig(
         max_new_tokens=job.max_new_tokens,
-        eos_token_id=sorted(job.eos) or None,
+        eos_token_id=sorted(job.eos) or [NEVER],
         pad_token_id=min(job.eos, default=0),
         **(drawn if sampling.temperature > 0 else {"do_sample": False}),
         **settings,
