@@ -18,6 +18,7 @@ from fastllm_core.layout import chain
 from fastllm_core.models import LoadedModel
 from fastllm_core.network import Network
 from fastllm_core.testing import tiny_model
+from fastllm_core.testing.families import family
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -183,3 +184,14 @@ def test_forwards_are_timed_in_the_current_phase() -> None:
     phases, inside = clock.snapshot()
     assert 0 < inside["verify"] <= phases["verify"]
     assert inside["draft"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hidden_states_that_a_model_does_not_give_layer_by_layer_are_refused() -> None:
+    """Gemma 3n carries four streams between its layers."""
+    network = network_of(family("gemma3n_text").model())
+    cache = SlotCache(network)
+    cache.reserve(1, ROWS)
+    rows, layers = chain(some_tokens(1), torch.tensor([0]), 64), cache.layers(slice(0, 1), 64)
+    with pytest.raises(UnsupportedModel, match="does not give the hidden states between its layers"):
+        network.forward(rows, layers, hidden_layers=(2,))

@@ -34,7 +34,7 @@ class Adapter:
     """What follows the last layer in the backbone: the first of these. () for a backbone that ends with its layers."""
     attention: Names = ("self_attn", "attn", "attention", "self_attention")
     """A layer's attention: all of these. Skipping a sub-layer makes each of its parts add nothing."""
-    mlp: Names = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+    mlp: Names = ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "ffn")
     """A layer's MLP: all of these."""
 
     # A part that starts above layer 0 takes hidden states that have been through what precedes the layers.

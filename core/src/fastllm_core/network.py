@@ -123,7 +123,7 @@ class ProbeLayer(SlotLayer):
 
     def __init__(self) -> None:
         """Know nothing yet: the extent of 1 is for the first releases of transformers 5, which ask before an update."""
-        nothing = torch.empty(1, 1, 1, 1)
+        nothing = torch.empty(1, 1, 1, 0)
         super().__init__(nothing, nothing, nothing)
         self.shape: KVShape | None = None
 
@@ -200,7 +200,8 @@ class Network:
     def stock(self) -> nn.Module:
         """A copy of the model that follows its own masks and positions: what the port must agree with."""
         model = share(self.loaded.model)
-        take_explicit_masks(model)
+        if self.replaced_attention is not None:
+            take_explicit_masks(model)
         return model
 
     @torch.inference_mode()
@@ -233,9 +234,20 @@ class Network:
         with self.clock.forward():
             answer = self._call(model, inputs, layers, start, end, wanted)
         if end < self.layers:
-            hidden = {layer: answer.hidden_states[layer - start] for layer in hidden_layers if layer != end}
-            return Outputs(None, {**hidden, end: answer.last_hidden_state})
-        return Outputs(answer.logits, {layer: answer.hidden_states[layer - start] for layer in hidden_layers})
+            inner = tuple(layer for layer in hidden_layers if layer != end)
+            return Outputs(None, {**self._hidden(answer, inner, start, end), end: answer.last_hidden_state})
+        return Outputs(answer.logits, self._hidden(answer, hidden_layers, start, end))
+
+    def _hidden(self, answer: Any, layers: tuple[int, ...], start: int, end: int) -> dict[int, Tensor]:
+        """The hidden states asked for, of a model that records one a layer, and the last."""
+        if not layers:
+            return {}
+        states = answer.hidden_states
+        found = {layer: states[-1] if layer == end else states[layer - start] for layer in layers}
+        one_each = len(states) == end - start + 1 or {*layers} == {end}
+        if not one_each or any(state.dim() != 3 for state in found.values()):
+            raise UnsupportedModel(f"{type(self.model).__name__} does not give the hidden states between its layers")
+        return found
 
     def _call(
         self, model: nn.Module, inputs: Inputs, cache: Cache, start: int, stop: int, wanted: dict[str, Any]

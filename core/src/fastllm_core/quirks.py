@@ -24,6 +24,12 @@ def _encoder(config: Any) -> str:
     return "" if config.is_decoder else "is an encoder: its configuration does not say is_decoder"
 
 
+def _doge_window(config: Any) -> str:
+    if config.keep_window_size >= config.max_position_embeddings:
+        return ""
+    return "leaves out keys of long texts, of a prompt otherwise than of what it writes: the two disagree"
+
+
 def _shares_keys(reason: str) -> dict[str, Any]:
     return {"reason": reason, "refuse_split": reason, "refuse_skip": reason}
 
@@ -127,7 +133,7 @@ ADAPTERS: Final[tuple[Adapter, ...]] = (
     ),
     Adapter(
         model_types=("modernbert-decoder",),
-        reason="the backbone sends its input through the embedding's norm; the final norm says so",
+        reason="the backbone sends its input through the embedding's norm, and the final norm has another name",
         entry=("embeddings",),
         final_norm=("final_norm",),
     ),
@@ -246,6 +252,10 @@ ADAPTERS: Final[tuple[Adapter, ...]] = (
         refuse=OFFSET_POSITIONS,
     ),
     Adapter(model_types=("gemma4_assistant", "gemma4_unified_assistant"), refuse=FOREIGN_KEYS),
+    Adapter(
+        model_types=("doge",),
+        refuse=_doge_window,
+    ),
     Adapter(
         model_types=("moshi",),
         refuse="looks at a whole prompt, and afterwards at a window: its texts depend on how they are read",

@@ -56,6 +56,17 @@ OMITTED: Final = ...
 """In place of a size that a family does not take."""
 ROPE: Final = {"rope_type": "default", "rope_theta": 1e4}
 ROPE_BY_TYPE: Final = {"full_attention": ROPE, "sliding_attention": ROPE}
+QUERIES_BY_POSITION: Final = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": WINDOW,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.5,
+}
 LONGROPE: Final = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -71,7 +82,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "doge": {"keep_window_size": WINDOW},
+    "doge": {"sliding_window": None},
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
     "gemma3n_text": {
         "num_hidden_layers": 6,
@@ -91,6 +102,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
         "hidden_size_per_layer_input": 8,
     },
     "gpt_neo": {"attention_types": [[["global", "local", "local", "global"], 1]], "window_size": WINDOW},
+    "granitemoeshared": {"shared_intermediate_size": 16},
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16},
     "inkling2_loop_text": {"unpadded_vocab_size": 60},
     "inkling2_text": {"unpadded_vocab_size": 60},
@@ -103,6 +115,8 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
         "attn_scale": 0.5,
     },
     "longcat_flash": {"head_dim": 4},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
+    "ministral3": {"rope_parameters": QUERIES_BY_POSITION},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "prophetnet": {"num_hidden_layers": OMITTED, "num_decoder_layers": 2, "num_encoder_layers": 1},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16]},
@@ -183,7 +197,7 @@ VARIANTS: Final[Mapping[str, Family]] = {
 def _settings(kind: Any, model_type: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the sizes that a configuration knows, its parts' included, and what the family needs besides."""
     default = kind()
-    known = {name for name in sizes if _takes(kind, default, name)}
+    known = {name for name in sizes if name.endswith("_token_id") or _takes(kind, default, name)}
     settings = {name: sizes[name] for name in known}
     if "kv_lora_rank" in known:  # latent attention: every head has keys of its own, of two parts
         settings["num_key_value_heads"] = settings["num_attention_heads"]
