@@ -272,12 +272,15 @@ class Network:
         return masks if len(spans) > 1 else next(iter(masks.values()))
 
     def _mask(self, inputs: Inputs, span: Span) -> Tensor:
-        keys = inputs.key_positions
-        if keys is None:
-            keys = torch.arange(inputs.mask.shape[2], device=inputs.mask.device)[None]
-        seen = span.narrow(inputs.mask, inputs.positions, keys)
+        seen, keys = inputs.mask, inputs.key_positions
+        if keys is None and (span != Span() or self.adapter.slopes):
+            keys = torch.arange(seen.shape[2], device=seen.device)[None]
+        if keys is not None:
+            seen = span.narrow(seen, inputs.positions, keys)
         mask = torch.where(seen, self._seen, self._blocked)[:, None]
-        return mask + (self._slopes * keys[:, None, None]).to(mask.dtype) if self.adapter.slopes else mask
+        if keys is not None and self.adapter.slopes:
+            mask = mask + (self._slopes * keys[:, None, None]).to(mask.dtype)
+        return mask
 
     def _view(self, start: int, stop: int, attention: frozenset[int], mlp: frozenset[int]) -> nn.Module:
         key = (start, stop, attention, mlp)

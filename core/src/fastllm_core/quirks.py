@@ -89,7 +89,8 @@ def _note_positions(layer: Any, arguments: Any, named: dict[str, Any]) -> None:
 
 def _sharpen(floor: int, scale: float, projection: Any, arguments: Any, queries: Any) -> Any:
     """queries: float[B, R, heads * width], with positions int64[B, R] noted (arXiv:2501.19399)."""
-    sharpness = ((projection.positions + 1) / floor).floor().log1p() * scale + 1
+    positions = projection.positions.to(queries.device)
+    sharpness = ((positions + 1) / floor).floor().log1p() * scale + 1
     return (queries * sharpness[..., None]).to(queries.dtype)
 
 
