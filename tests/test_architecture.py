@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CORE = "fastllm_core"
 PLUGIN_PREFIX = "fastllm_plugin_"
-OPEN_MODULES = {CORE, f"{CORE}.testing"}
-"""What a plugin may import from."""
+OPEN_MODULES = {CORE, f"{CORE}.testing", f"{CORE}.cli.settings"}
+"""What a plugin may import from: the names of the core, the kit for tests, and what commands share."""
 
 HEAVY = ("torch", "transformers", "safetensors.torch", "accelerate")
 LIGHT_IN_CORE = ("__init__", "cli", "config", "discovery", "errors", "hookspecs", "options")
@@ -203,6 +203,7 @@ def test_planted_crossing_is_found(tmp_path: Path, path: str, code: str, complai
         "from fastllm_core import ModelError",
         "from fastllm_core import testing",
         "from fastllm_core.testing import conformance",
+        "from fastllm_core.cli.settings import Model",
         "from fastllm_plugin_a.heads import Heads",
         "from .heads import Heads",
         "import torch",

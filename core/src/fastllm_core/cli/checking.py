@@ -9,8 +9,8 @@ import typer
 
 from .. import discovery
 from ..discovery import SELECTABLE, InstalledPlugin
-from ..errors import ConfigError, FastllmError
-from .settings import Debug, examples
+from ..errors import FastllmError
+from .settings import Debug, examples, pairs
 
 Options = Annotated[
     list[str] | None,
@@ -88,14 +88,11 @@ def _options(given: list[str] | None) -> dict[str, object] | None:
     import tomli
 
     options: dict[str, object] = {}
-    for text in given or ():
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--option {text}: write KEY=VALUE, such as --option longest=4")
+    for key, value in pairs("--option", given, "longest=4").items():
         try:
-            options[key.strip()] = tomli.loads(f"value = {value}")["value"]
+            options[key] = tomli.loads(f"value = {value}")["value"]
         except tomli.TOMLDecodeError:
-            options[key.strip()] = value
+            options[key] = value
     return options or None
 
 

@@ -12,7 +12,18 @@ import typer
 
 from ..errors import RequestError
 from . import traced
-from .settings import ConfigFile, Debug, DeviceName, Dtype, Method, Model, Settings, configure, examples
+from .settings import (
+    ConfigFile,
+    Debug,
+    DeviceName,
+    Dtype,
+    Method,
+    Model,
+    Settings,
+    TrustRemoteCode,
+    configure,
+    examples,
+)
 
 if TYPE_CHECKING:
     from ..generation import Generation
@@ -57,9 +68,7 @@ def generate(
     trace_html: Annotated[
         Path | None, typer.Option("--trace-html", metavar="FILE", help="Write the coloured text as a page.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model. Read it first.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     debug: Debug = False,
 ) -> None:
     """Continue prompts, faster where the method allows it and with the same text.

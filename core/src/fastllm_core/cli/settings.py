@@ -1,4 +1,4 @@
-"""Options that several commands share, and the configuration that they make."""
+"""Options that several commands share, and the configuration that they make. Plugins that bring commands use it too."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ Model = Annotated[
 Method = Annotated[str | None, typer.Option("--method", help='An installed method, "plain", or "auto".')]
 DeviceName = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or rocm; cuda:1 for the second.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model. Read it first.")
+]
 
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -49,15 +52,25 @@ def examples(*lines: str) -> Callable[[Command], Command]:
     return add
 
 
+def overrides(settings: Sequence[str] | None, **named: object) -> dict[str, object]:
+    """Settings by dotted key, from `--set` and from options of their own, which win. Raises ConfigError."""
+    found: dict[str, object] = {**pairs("--set", settings, "draft.length=3")}
+    return found | {key: value for key, value in named.items() if value is not None}
+
+
+def pairs(option: str, given: Sequence[str] | None, example: str) -> dict[str, str]:
+    """The values of a repeatable KEY=VALUE option. Raises ConfigError, which shows the example."""
+    found = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{option} {text}: write KEY=VALUE, such as {option} {example}")
+        found[key.strip()] = value
+    return found
+
+
 def configure(file: Path | None, settings: Sequence[str] | None, **named: object) -> Config:
     """The configuration from a file, the environment, `--set` and named options, each winning over the one before."""
     from ..config import load_config
 
-    overrides: dict[str, object] = {}
-    for setting in settings or ():
-        key, equals, value = setting.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {setting}: write KEY=VALUE, such as --set draft.length=3")
-        overrides[key.strip()] = value
-    overrides.update({key: value for key, value in named.items() if value is not None})
-    return load_config(file, overrides)
+    return load_config(file, overrides(settings, **named))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import examples
+from fastllm_core.cli.settings import examples
 
 if TYPE_CHECKING:
     from rich.table import Table

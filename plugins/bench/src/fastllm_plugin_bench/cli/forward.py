@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import (
+from fastllm_core.cli.settings import (
     ConfigFile,
     DeviceName,
     Dtype,
@@ -16,9 +16,10 @@ from .options import (
     Settings,
     TrustRemoteCode,
     examples,
-    numbers,
     overrides,
 )
+
+from .options import numbers
 
 if TYPE_CHECKING:
     from ..forward import Machine, Timing

@@ -8,20 +8,18 @@ from typing import Annotated
 import typer
 
 from fastllm_core import ConfigError
-
-from .options import (
+from fastllm_core.cli.settings import (
     ConfigFile,
-    Data,
     DeviceName,
     Dtype,
-    Methods,
     Model,
     Settings,
-    Suite,
     TrustRemoteCode,
     examples,
     overrides,
 )
+
+from .options import Data, Methods, Suite
 
 
 @examples(

@@ -7,20 +7,18 @@ from typing import Annotated
 
 import typer
 
-from .options import (
+from fastllm_core.cli.settings import (
     ConfigFile,
-    Data,
     DeviceName,
     Dtype,
-    Methods,
     Model,
     Settings,
-    Suite,
     TrustRemoteCode,
     examples,
-    numbers,
     overrides,
 )
+
+from .options import Data, Methods, Suite, numbers
 
 
 @examples(
