@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastllm_core import ConfigError, Draft, Engine, Proposal, Request, SamplingParams, load
-from fastllm_core.exact import ExactVerifier, batch_experts, check_invariance
+from fastllm_core.exact import ExactVerifier, batch_experts, steady_width
 from fastllm_core.models import load_model
 from fastllm_core.network import Network
 from fastllm_core.protocols import Drafter, Scores
@@ -109,16 +109,38 @@ def test_trees_are_refused() -> None:
 def test_a_mixture_of_experts_is_batched_or_refused() -> None:
     network = Network(load_model(tiny_model("mixtral", num_local_experts=4)))
     with pytest.raises(ConfigError, match=r"exact: model '.*' on cpu in float32 does not give the same bits"):
-        check_invariance(network, 3, 5)
+        steady_width(network, 3, 5)
     batch_experts(network)
-    check_invariance(network, 3, 5)
+    assert steady_width(network, 3, 5) >= 5
     assert network.loaded.model.config._experts_implementation != "batched_mm", "the user's model is not changed"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("slots", [1, 4])
-def test_the_check_passes_what_is_invariant(dtype: torch.dtype, slots: int) -> None:
-    check_invariance(Network(load_model(tiny_model("qwen3").to(dtype))), slots, 6)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_width_is_found_for_any_number_of_threads(dtype: torch.dtype, slots: int, threads: int) -> None:
+    """With two threads and one slot, six rows of this model are not alike on some processors, and eight are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert 6 <= steady_width(Network(load_model(tiny_model("qwen3").to(dtype))), slots, 6) <= 24
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_width_whose_rows_are_not_alike_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(load_model(tiny_model()))
+    forward = network.forward
+
+    def uneven(inputs: Any, cache: Any, **more: Any) -> Any:
+        """With 5 and with 8 rows the last one is off by a little."""
+        out = forward(inputs, cache, **more)
+        if inputs.positions.shape[1] in (5, 8):
+            out.logits[:, -1] += 1e-6
+        return out
+
+    monkeypatch.setattr(network, "forward", uneven)
+    assert steady_width(network, 4, 5) == 12
 
 
 @pytest.fixture(scope="module")

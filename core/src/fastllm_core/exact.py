@@ -1,8 +1,8 @@
 """Exact mode: a text is the same bits whatever is drafted, whoever decodes beside it, and in any dtype.
 
 Arithmetic in floating point depends on the shape of a forward. So here every round has the same shape, `max_rows` rows
-of `draft_length + 1` tokens, and then a token's logits depend on its prefix alone (docs/decisions/0010). That holds for
-kernels that treat the rows of a matrix alike, which `check_invariance` asks of model and back end before they are used.
+of `draft_length + 1` tokens or a few more, and then a token's logits depend on its prefix alone (docs/decisions/0010).
+That holds where kernels treat the rows of a matrix alike, so `steady_width` looks for a width at which these do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from .network import Network
 
 FAR: Final = 640
-"""Slots of the long cache that the check compares with a short one; attention kernels split what is longer than 512."""
+"""Slots of the long cache that is compared with a short one; attention kernels split what is longer than 512."""
+STEP: Final = 4
+"""Widths that are tried after the narrowest are multiples of this."""
 
 
 class ExactVerifier:
@@ -33,10 +35,15 @@ class ExactVerifier:
     """
 
     def __init__(self, context: Context, hidden_layers: tuple[int, ...] = ()) -> None:
-        """context: the target's network and cache.  hidden_layers: what `Scores.hidden` shall hold."""
+        """context: the target's network and cache.  hidden_layers: what `Scores.hidden` shall hold.
+
+        Raises ConfigError if the model or the device breaks the promise in every shape.
+        """
         assert context.cache is not None
         self.network, self.cache = context.network, context.cache
-        self.slots, self.width = context.config.engine.max_rows, context.draft_length + 1
+        self.slots = context.config.engine.max_rows
+        self.drafted = context.draft_length
+        self.width = steady_width(self.network, self.slots, self.drafted + 1)
         self.hidden_layers = hidden_layers
 
     def score(self, batch: Batch, draft: Draft) -> Scores:
@@ -69,9 +76,9 @@ class ExactVerifier:
                 "exact: bits are promised for chains, and this drafter proposes trees or rows of its own; "
                 "set exact = false, or let it draft chains"
             )
-        if draft.width >= self.width:
+        if draft.width > self.drafted:
             raise PluginContractError(
-                f"the drafter proposed {draft.width} tokens where at most {self.width - 1} were asked for"
+                f"the drafter proposed {draft.width} tokens where at most {self.drafted} were asked for"
             )
 
 
@@ -82,12 +89,28 @@ def batch_experts(network: Network) -> None:
         model.config._experts_implementation = "batched_mm"
 
 
-@torch.inference_mode()
-def check_invariance(network: Network, slots: int, width: int) -> None:
-    """Raise ConfigError unless a row's logits are the same bits in another slot, company, alignment and extent.
+def steady_width(network: Network, slots: int, width: int) -> int:
+    """The fewest rows, at least `width`, with which a row's logits are the same bits wherever it stands in a round.
 
-    slots, width: the shape of the rounds.
+    slots: rows of the batch. Some widths fail: a kernel may divide a matrix so that its last rows are summed in another
+    order. Raises ConfigError if none of a few serves.
     """
+    wider = (width // STEP + 1) * STEP
+    widths: list[int] = [width, *range(wider, wider + 4 * STEP, STEP)]
+    differences: list[float] = []
+    for rows in widths:
+        differences.append(_difference(network, slots, rows))
+        if not differences[-1]:
+            return rows
+    raise ConfigError(
+        f"exact: model '{network.loaded.name}' on {network.device} in {str(network.dtype).removeprefix('torch.')} "
+        f"does not give the same bits in every arrangement (logits change by {min(differences):.2g}); set exact = false"
+    )
+
+
+@torch.inference_mode()
+def _difference(network: Network, slots: int, width: int) -> float:
+    """The largest change of a logit in another slot, company, alignment and extent; infinite if one is no number."""
     text = (torch.arange(3 * width, device=network.device) * 7 + 3) % network.vocab_size
     strangers = (torch.arange(slots * 3 * width, device=network.device).view(slots, -1) * 5 + 1) % network.vocab_size
     alone = torch.zeros_like(strangers)
@@ -97,15 +120,11 @@ def check_invariance(network: Network, slots: int, width: int) -> None:
     shared = 2 * width - 1  # what every arrangement reads
     wanted = _logits(network, alone, width, accepted=width, capacity=4 * width)[0, :shared].float()
     differences = [
+        # One row fewer is accepted, so that each row stands where its neighbour stood.
         (_logits(network, texts, width, accepted=width - 1, capacity=FAR)[row, :shared].float() - wanted).abs().max()
         for texts, row in ((last, slots - 1), (last.roll(1, 0), 0), (alone, 0))
     ]
-    difference = torch.stack(differences).nan_to_num(torch.inf).max().item()
-    if difference:
-        raise ConfigError(
-            f"exact: model '{network.loaded.name}' on {network.device} in {str(network.dtype).removeprefix('torch.')} "
-            f"does not give the same bits in every arrangement (logits change by {difference:.2g}); set exact = false"
-        )
+    return float(torch.stack(differences).nan_to_num(torch.inf).max())
 
 
 def _logits(network: Network, texts: Tensor, width: int, *, accepted: int, capacity: int) -> Tensor:

@@ -21,7 +21,7 @@ from .controllers import make_controller
 from .device import Device, select_device
 from .engine import Engine, Parts
 from .errors import RequestError
-from .exact import batch_experts, check_invariance
+from .exact import batch_experts
 from .generation import Generation, Piece, Settings
 from .models import LoadedModel, load_model
 from .network import Network
@@ -255,8 +255,6 @@ def assemble(
     if config.exact:
         batch_experts(network)
     check_whole(network)
-    if config.exact:
-        check_invariance(network, config.engine.max_rows, config.draft.length + 1)
 
     def make_cache(of: Network) -> KVCache:
         caches.append(make_kv_cache(selection, context, of))
