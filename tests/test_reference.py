@@ -34,7 +34,7 @@ SECTIONS = {
     "Live rows": ("batch", ("Row", "Batch")),
     "The forward port": ("network", ("Inputs", "Outputs", "Network")),
     "Where rows stand": ("layout", ("chain", "tree", "ancestors")),
-    "Reading tokens into a cache": ("engine", ("read",)),
+    "Reading tokens into a cache": ("prefill", ("read",)),
     "Acceptance rules": ("acceptance", ("match", "reject_chain", "reject_tree", "reject_block", "residual")),
     "Levels of a tree": ("verdicts", ("depths",)),
     "Sampling": ("sampling", ("warp", "draw")),

@@ -162,7 +162,7 @@ def test_cache_holds_exactly_the_committed_tokens_but_the_last() -> None:
     checked = 0
     while not engine.idle:
         engine.step()
-        for row in engine._rows:
+        for row in engine._slots.rows:
             if row.ready:
                 assert engine.parts.cache.lengths[row.slot] == row.length - 1
                 assert_same_cache(engine, row)
@@ -255,9 +255,10 @@ def test_a_drafters_cache_follows_its_rows_and_is_cut_back_to_what_was_committed
             rounds.append(len(batch))
 
     rounds: list[int] = []
-    engine = make_engine(model(), Eager(spoilt), max_rows=3)
-    cache = SlotCache(engine.parts.network)
-    engine.parts = replace(engine.parts, drafter_caches=[cache])
+    made = make_engine(model(), Eager(spoilt))
+    cache = SlotCache(made.parts.network)
+    parts = replace(made.parts, drafter_caches=[cache])
+    engine = Engine(parts, draft_length=made.draft_length, context_length=made.context_length, max_rows=3)
     assert decode(engine, requests(), every=1) == [greedy(prompt) for prompt in PROMPTS]
     assert len(rounds) > 12
     assert not any(cache.lengths)

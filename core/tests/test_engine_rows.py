@@ -115,10 +115,11 @@ def test_cancel_frees_a_row_wherever_it_is() -> None:
     engine = make_engine(model(), Scripted(guesses), max_rows=4, prefill_chunk=4)
     ids = [engine.add(request) for request in REQUESTS]
     engine.step()
-    live = [row.id for row in engine._rows if row.ready]
+    live = [row.id for row in engine._slots.rows if row.ready]
     assert live
     assert len(live) < 4
-    victims = [live[0], next(row.id for row in engine._rows if not row.ready), ids[-1]]  # ready, prefilling, waiting
+    reading = next(row.id for row in engine._slots.rows if not row.ready)
+    victims = [live[0], reading, ids[-1]]  # the last one waits
     for victim in victims:
         engine.cancel(victim)
         engine.cancel(victim)
@@ -130,7 +131,7 @@ def test_cancel_frees_a_row_wherever_it_is() -> None:
 
 def assert_finishes(engine: Engine, rows: dict[int, int]) -> None:
     """Every row (id -> index of its request) ends with its own text, and no other row says anything."""
-    tokens = {row.id: row.tokens[row.prompt_length :] for row in engine._rows}
+    tokens = {row.id: row.tokens[row.prompt_length :] for row in engine._slots.rows}
     tokens = {row: tokens.get(row, []) for row in rows}
     while not engine.idle:
         for event in engine.step():

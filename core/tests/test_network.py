@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from fastllm_core.attention import FEW_ROWS
 from fastllm_core.cache import SlotCache
 from fastllm_core.clock import Clock
-from fastllm_core.engine import read
 from fastllm_core.errors import UnsupportedModel
 from fastllm_core.layout import chain
 from fastllm_core.models import LoadedModel
 from fastllm_core.network import Network
+from fastllm_core.prefill import read
 from fastllm_core.testing import tiny_model
 from fastllm_core.testing.families import family
 

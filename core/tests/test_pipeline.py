@@ -247,9 +247,9 @@ def test_a_stream_works_only_while_it_is_read_and_frees_its_row_when_closed(make
     stream = pipeline.stream(PROMPT, max_new_tokens=50)
     other = pipeline.stream(IDS, max_new_tokens=9)
     first = [next(stream), next(other), next(stream), next(other)]
-    assert len(pipeline.engine._rows) == 2
+    assert len(pipeline.engine._slots.rows) == 2
     stream.close()  # the other row moves into its slot
-    assert len(pipeline.engine._rows) == 1
+    assert len(pipeline.engine._slots.rows) == 1
     tokens = [token for piece in (first[1], first[3], *other) for token in piece.token_ids]
     assert tokens == generated(IDS, 9)
     unread.close()
@@ -368,7 +368,7 @@ def test_a_row_cancelled_through_the_engine_ends_its_stream(make: Make) -> None:
     pipeline = make()
     stream = pipeline.stream(IDS)
     next(stream)
-    pipeline.engine.cancel(pipeline.engine._rows[0].id)
+    pipeline.engine.cancel(pipeline.engine._slots.rows[0].id)
     with pytest.raises(RequestError, match="cancelled"):
         next(stream)
 

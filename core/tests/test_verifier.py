@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from fastllm_core.batch import Batch, Row
 from fastllm_core.cache import SlotCache
 from fastllm_core.context import Context
-from fastllm_core.engine import read
 from fastllm_core.layout import ancestors, chain, tree
 from fastllm_core.models import LoadedModel
 from fastllm_core.network import Inputs, Network, Outputs
+from fastllm_core.prefill import read
 from fastllm_core.protocols import Draft, ExtraRows, Resume
 from fastllm_core.request import Request
 from fastllm_core.sampling import Sampling

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .device import Device
     from .discovery import InstalledPlugin, installed
-    from .engine import Engine, read
+    from .engine import Engine
     from .errors import (
         ConfigError,
         ContextLengthError,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .network import Inputs, Network, Outputs
     from .options import Options
     from .pipeline import Pipeline, load
+    from .prefill import read
     from .protocols import (
         Acceptor,
         Draft,
@@ -76,7 +77,7 @@ _PUBLIC = {
     "context": ("Context",),
     "device": ("Device",),
     "discovery": ("InstalledPlugin", "installed"),
-    "engine": ("Engine", "read"),
+    "engine": ("Engine",),
     "errors": (
         "ConfigError",
         "ContextLengthError",
@@ -99,6 +100,7 @@ _PUBLIC = {
     "network": ("Inputs", "Network", "Outputs"),
     "options": ("Options",),
     "pipeline": ("Pipeline", "load"),
+    "prefill": ("read",),
     "protocols": (
         "Acceptor",
         "Draft",

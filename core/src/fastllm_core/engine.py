@@ -16,22 +16,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from . import layout
 from .batch import Batch
 from .clock import Clock
 from .controllers import Controller, Round
 from .errors import ContextLengthError, RequestError
+from .prefill import read
 from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verdict, Verifier
 from .randomness import fresh_seed
 from .report import RunReport, nodes_by_level
 from .request import Request
 from .rows import Event, LiveRow, ending
 from .sampling import Sampling
+from .slots import Slots
 from .ties import near_ties, of_committed
 from .transcript import Transcript
 
@@ -90,7 +90,7 @@ class Engine:
         self.report = RunReport(lossy=parts.lossy)
         """Figures of everything that this engine has done."""
         self._waiting: deque[LiveRow] = deque()
-        self._rows: list[LiveRow] = []
+        self._slots = Slots((parts.cache, *parts.drafter_caches))
         self._ids = 0
         self._stepping = False
         self._cancelled: list[int] = []
@@ -101,7 +101,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """No row is live or waiting."""
-        return not self._rows and not self._waiting
+        return not self._slots.rows and not self._waiting
 
     def add(self, request: Request) -> int:
         """Queue a request; it joins at the next step that has room. Returns the row's id.
@@ -120,7 +120,7 @@ class Engine:
 
     def holds(self, row_id: int) -> bool:
         """Whether a row is live or waiting."""
-        return any(row.id == row_id for row in (*self._rows, *self._waiting))
+        return any(row.id == row_id for row in (*self._slots.rows, *self._waiting))
 
     @torch.inference_mode()
     def cancel(self, row_id: int) -> None:
@@ -132,7 +132,7 @@ class Engine:
             self._cancelled.append(row_id)
             return
         self._waiting = deque(row for row in self._waiting if row.id != row_id)
-        for row in [row for row in self._rows if row.id == row_id]:
+        for row in [row for row in self._slots.rows if row.id == row_id]:
             self._release(row)
 
     def step(self) -> list[Event]:
@@ -149,7 +149,7 @@ class Engine:
             with torch.inference_mode():
                 self._admit()
                 self._prefill()
-                ready = self._ready()
+                ready = self._slots.ready()
                 return self._guarded(ready, lambda: self._round(ready)) if ready else []
         finally:
             self._stepping = False
@@ -175,25 +175,19 @@ class Engine:
 
     def _admit(self) -> None:
         """Give waiting rows the next free slots."""
-        while self._waiting and len(self._rows) < self.max_rows:
+        while self._waiting and len(self._slots.rows) < self.max_rows:
             row = self._waiting.popleft()
-            row.slot = len(self._rows)
+            self._slots.join(row)
             row.joined, row.clock_at_join = time.perf_counter(), self.parts.clock.snapshot()
             row.report.prompt_tokens = row.prompt_length
             self.report.prompt_tokens += row.prompt_length
-            self._rows.append(row)
-            slots = row.prompt_length + row.request.max_new_tokens + self._margin
-            self._guarded([row], lambda row=row, slots=slots: self._reserve(row, slots))  # type: ignore[misc]
-
-    def _reserve(self, row: LiveRow, slots: int) -> None:
-        for cache in self._caches():
-            cache.reserve(row.slot + 1, slots)
-            cache.release(row.slot)
+            length = row.prompt_length + row.request.max_new_tokens + self._margin
+            self._guarded([row], lambda row=row, length=length: self._slots.reserve(row, length))  # type: ignore[misc]
 
     def _prefill(self) -> None:
         """Read prompts, first come first served; at most two chunks a step, so that running rows never wait long."""
         budget = 2 * self.prefill_chunk
-        for row in [row for row in self._rows if not row.ready]:
+        for row in [row for row in self._slots.rows if not row.ready]:
             while not row.ready and budget > 0:
                 budget -= self._guarded([row], lambda row=row: self._prefill_chunk(row))  # type: ignore[misc]
 
@@ -229,8 +223,7 @@ class Engine:
         levels = nodes_by_level(draft, [line[0] for line in packed])
         committed = [line[2 : line[1] + 3] for line in packed]
         events = self._commit(batch, draft, scores, verdict, levels, committed)
-        self._count(batch, levels, committed, events)
-        self._count_ties(batch, [line[2 + verdict.tokens.shape[1] :] for line in packed], events)
+        self._count(batch, levels, committed, [line[2 + verdict.tokens.shape[1] :] for line in packed], events)
         self._learn(batch, levels, committed, before)
         for event in events:
             if event.finish_reason:
@@ -288,15 +281,6 @@ class Engine:
             observer.observe(batch, draft, scores, verdict)
         return events
 
-    def _count(self, batch: Batch, levels: list[list[int]], committed: list[list[int]], events: list[Event]) -> None:
-        """Add the round to every row's report and to the engine's."""
-        self.report.rounds += 1
-        for row, drafted, tokens, event in zip(batch.rows, levels, committed, events, strict=True):
-            assert isinstance(row, LiveRow)
-            row.report.rounds += 1
-            for report in (row.report, self.report):
-                report.count(drafted, len(tokens) - 1, len(event.tokens))
-
     def _ties(self, batch: Batch, scores: Scores, verdict: Verdict) -> torch.Tensor:
         """int64[B, D + 1]: whether each committed token won by no more than rounding; [B, 0] where nobody asks."""
         if self.exact or not (batch.sampling.greedy or batch.sampling.mixed):
@@ -304,15 +288,24 @@ class Engine:
         close = near_ties(scores.logits, self.parts.network.dtype) & (batch.sampling.temperature == 0)[:, None]
         return of_committed(close, verdict).long()
 
-    def _count_ties(self, batch: Batch, ties: list[list[int]], events: list[Event]) -> None:
-        """Note the near-ties among the tokens that were added to each text."""
-        for row, close, event in zip(batch.rows, ties, events, strict=True):
+    def _count(
+        self,
+        batch: Batch,
+        levels: list[list[int]],
+        committed: list[list[int]],
+        ties: list[list[int]],
+        events: list[Event],
+    ) -> None:
+        """Add the round to every row's report and to the engine's."""
+        self.report.rounds += 1
+        for row, drafted, tokens, close, event in zip(batch.rows, levels, committed, ties, events, strict=True):
             assert isinstance(row, LiveRow)
+            row.report.rounds += 1
             first = row.length - row.prompt_length - len(event.tokens)
             at = [first + index for index, near in enumerate(close[: len(event.tokens)]) if near]
             row.report.near_ties_at += at
             for report in (row.report, self.report):
-                report.near_ties += len(at)
+                report.count(drafted, len(tokens) - 1, len(event.tokens), near_ties=len(at))
 
     def _learn(
         self, batch: Batch, levels: list[list[int]], committed: list[list[int]], before: dict[str, float]
@@ -334,7 +327,7 @@ class Engine:
     # -- leaving ---------------------------------------------------------------------------------------------------
 
     def _finish(self, event: Event) -> None:
-        row = next(row for row in self._rows if row.id == event.row)
+        row = next(row for row in self._slots.rows if row.id == event.row)
         phases, forwards = self.parts.clock.snapshot()
         row.report.seconds = time.perf_counter() - row.joined
         row.report.time = {phase: phases[phase] - row.clock_at_join[0][phase] for phase in phases}
@@ -343,41 +336,14 @@ class Engine:
 
     def _release(self, row: LiveRow) -> None:
         """Free a row's slot and close the gap, so that ready rows stay in slots 0..ready-1."""
-        if row not in self._rows:
+        if row not in self._slots.rows:
             return
         try:
             if self.parts.drafter:
                 self.parts.drafter.release(row)
         finally:
             self.parts.controller.release(row.id)
-            self._close_gap(row)
-
-    def _close_gap(self, row: LiveRow) -> None:
-        """The last ready row takes the slot of one that leaves; rows being prefilled move up by one."""
-        gap = row.slot
-        last = max((other.slot for other in self._ready()), default=-1)
-        if last > gap:
-            gap = self._move(self._rows[last], gap)
-        for other in [other for other in self._rows if other.slot > gap and other is not row]:
-            gap = self._move(other, gap)
-        for cache in self._caches():
-            cache.release(gap)
-        self._rows.remove(row)
-        self._rows.sort(key=lambda other: other.slot)
-
-    def _move(self, row: LiveRow, slot: int) -> int:
-        """Move a row into a free slot; returns the slot that it leaves."""
-        left, row.slot = row.slot, slot
-        for cache in self._caches():
-            cache.move(left, slot)
-        return left
-
-    def _ready(self) -> list[LiveRow]:
-        """The rows that take part in rounds. One that is ready early (a prompt of one token) waits for its elders."""
-        return list(takewhile(lambda row: row.ready, self._rows))
-
-    def _caches(self) -> tuple[KVCache, ...]:
-        return (self.parts.cache, *self.parts.drafter_caches)
+            self._slots.leave(row)
 
     def _guarded(self, rows: Sequence[LiveRow], work: Callable[[], T]) -> T:
         """Do some work for rows; if it fails, for whatever reason, free them."""
@@ -388,28 +354,3 @@ class Engine:
                 for row in rows:
                     leaving.callback(self._release, row)
             raise
-
-
-def read(
-    network: Network,
-    cache: KVCache,
-    slot: int,
-    tokens: Sequence[int],
-    start: int,
-    *,
-    hidden_layers: tuple[int, ...] = (),
-) -> dict[int, torch.Tensor]:
-    """Read tokens into one row of a cache, at positions `start, start + 1, ...`, in a forward of a few fixed widths.
-
-    Returns the hidden states asked for, float[1, len(tokens), H] each.
-    """
-    width = 1 << (len(tokens) - 1).bit_length()
-    padded = torch.tensor([[*tokens, *[tokens[-1]] * (width - len(tokens))]], device=network.device)
-    cache.reserve(slot + 1, start + width)  # so that the shapes depend on the prompt alone (see `exact`)
-    extent = cache.extent(start + width)
-    inputs = layout.chain(padded, torch.tensor([start], device=network.device), extent)
-    outputs = network.forward(
-        inputs, cache.layers(slice(slot, slot + 1), extent), hidden_layers=hidden_layers, last_logits_only=True
-    )
-    cache.lengths[slot] = start + len(tokens)
-    return {layer: states[:, : len(tokens)] for layer, states in outputs.hidden.items()}

@@ -69,13 +69,14 @@ class RunReport:
         inside = sum(seconds for phase, seconds in self.forward_time.items() if phase != "prefill")
         return 1.0 - inside / rounds if rounds else 0.0
 
-    def count(self, drafted_at: Sequence[int], accepted: int, committed: int) -> None:
+    def count(self, drafted_at: Sequence[int], accepted: int, committed: int, *, near_ties: int = 0) -> None:
         """Add a row's share of a round.
 
         drafted_at: tokens drafted at each position.  accepted: tokens that the rule kept, one to a position.
-        committed: tokens that were added to the text, fewer where it ends.
+        committed: tokens that were added to the text, fewer where it ends.  near_ties: of these.
         """
         self.tokens += committed
+        self.near_ties += near_ties
         missing = [0] * (len(drafted_at) - len(self.drafted_at))
         self.drafted_at += missing
         self.accepted_at += missing

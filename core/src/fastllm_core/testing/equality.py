@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 from ..batch import Row
 from ..cache import SlotCache
-from ..engine import read
 from ..errors import UnsupportedModel
 from ..layout import chain
 from ..models import load_model
 from ..network import Network, Outputs
+from ..prefill import read
 from ..probe import check_whole
 from ..protocols import Drafter
 from ..request import Request
