@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from functools import cache
 
 import pytest
@@ -14,6 +12,7 @@ from fastllm_core.acceptor import Rule
 from fastllm_core.request import Request, SamplingParams
 from fastllm_core.testing import TableDrafter, tiny_model
 from fastllm_core.testing.engines import decode, make_engine
+from fastllm_core.testing.statistics import Text, law_of, misfit
 
 V = 5
 COUNT = 3
@@ -21,8 +20,8 @@ SAMPLES = 3000
 PROMPT = (1,)  # one token needs no prefill
 WARM = SamplingParams(temperature=1.3)
 DRAFTS = torch.tensor([0.05, 0.4, 0.1, 0.4, 0.05])
-
-Text = tuple[int, ...]
+SELDOM = 3.719
+"""Standard deviations that chance exceeds once in 10,000 times."""
 
 
 @cache
@@ -32,13 +31,7 @@ def model() -> PreTrainedModel:
 
 @cache
 def law() -> dict[Text, float]:
-    """The probability of every text of COUNT tokens, from the model alone."""
-    texts = list(itertools.product(range(V), repeat=COUNT))
-    with torch.inference_mode():
-        logits = model()(torch.tensor([PROMPT + text for text in texts])).logits
-    steps = torch.log_softmax(logits[:, len(PROMPT) - 1 : -1].double() / WARM.temperature, -1)
-    chosen = steps.gather(2, torch.tensor(texts)[:, :, None]).sum((1, 2)).exp()
-    return dict(zip(texts, chosen.tolist(), strict=True))
+    return law_of(model(), PROMPT, COUNT, V, WARM.temperature)
 
 
 @cache
@@ -50,25 +43,6 @@ def sample(rule: Rule) -> list[Text]:
     return texts
 
 
-def chi_square(texts: list[Text], expected: dict[Text, float]) -> tuple[float, float]:
-    """The statistic and what it exceeds once in 10,000 times (Wilson and Hilferty); rare texts are counted together."""
-    total = len(texts)
-    frequent = {text: p for text, p in expected.items() if p * total >= 5}
-    counts = dict.fromkeys(frequent, 0)
-    rest = 0
-    for text in texts:
-        if text in counts:
-            counts[text] += 1
-        else:
-            rest += 1
-    rare = max(1 - sum(frequent.values()), 1e-12) * total
-    terms = [(counts[text] - p * total) ** 2 / (p * total) for text, p in frequent.items()]
-    terms += [(rest - rare) ** 2 / rare] if rare >= 5 else []
-    freedom = len(terms) - 1
-    spread = 2 / (9 * freedom)
-    return sum(terms), freedom * (1 - spread + 3.719 * math.sqrt(spread)) ** 3
-
-
 def test_the_law_is_not_trivial() -> None:
     assert sum(law().values()) == pytest.approx(1)
     assert max(law().values()) < 0.2
@@ -77,8 +51,7 @@ def test_the_law_is_not_trivial() -> None:
 
 @pytest.mark.parametrize("rule", ["rejection", "match", "block"])
 def test_texts_have_the_models_own_law(rule: Rule) -> None:
-    statistic, limit = chi_square(sample(rule), law())
-    assert statistic < limit
+    assert misfit(sample(rule), law()) < SELDOM
 
 
 def test_a_law_that_is_slightly_off_would_be_found() -> None:
@@ -89,5 +62,4 @@ def test_a_law_that_is_slightly_off_would_be_found() -> None:
     biased = [
         (draft, *text[1:]) if i % 10 == 0 else text for i, (draft, text) in enumerate(zip(drafts, texts, strict=True))
     ]
-    statistic, limit = chi_square(biased, law())
-    assert statistic > limit
+    assert misfit(biased, law()) > SELDOM

@@ -22,7 +22,6 @@ from ..context import Context
 from ..defaults import CORE, CoreDefaults
 from ..device import select_device
 from ..discovery import SELECTABLE
-from ..errors import ConfigError
 from ..hookspecs import PROJECT, hookimpl
 from ..models import load_model
 from ..pipeline import Pipeline
@@ -105,13 +104,8 @@ class Subject:
     @cached_property
     def lossy(self) -> bool:
         """Whether a role of it says that it changes the text; then texts are not compared."""
-        try:
-            self.pipeline(self.target(), config={"lossy": False}).close()
-        except ConfigError as error:
-            if str(error).startswith("lossy:"):
-                return True
-            raise
-        return False
+        with self.pipeline(self.target()) as pipeline:
+            return bool(pipeline.lossy)
 
     def target(self, family: str = "llama", **settings: Any) -> TinyTarget:
         """A tiny target with its tokenizer, the same one for the same arguments."""
@@ -146,10 +140,7 @@ class Subject:
         chosen: dict[str, Any] = (
             {"method": self.name} if self.installed.kind == "method" else {"method": PLAIN, "use": [self.name]}
         )
-        return _pipeline(target, {**chosen, **table, "lossy": self._lossy_so_far(), **(config or {})}, beside)
-
-    def _lossy_so_far(self) -> bool:
-        return bool(self.__dict__.get("lossy", False))
+        return _pipeline(target, {**chosen, **table, "lossy": True, **(config or {})}, beside)
 
     def plain(self, target: TinyTarget, config: Mapping[str, Any] | None = None) -> Pipeline:
         """The core's plain decoding: what the plugin is compared with."""
