@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,30 +20,7 @@ from fastllm_core.testing.engines import decode, make_engine
 
 NEW = 40
 Texts = list[list[int]]
-
-HEROES = ("little dog", "brave girl named Mia", "small red car", "boy named Tom", "friendly bear")
-PLACES = ("in the park", "by the sea", "in a big forest", "at the old farm", "on a high hill")
-DEEDS = ("found a shiny key", "lost a toy", "wanted to fly", "met a new friend")
-OPENINGS = (
-    "Once upon a time, there was a {hero} who lived {place}. One day, the {hero} {deed}",
-    "A {hero} {deed} {place}.",
-)
-
-
-def story_openings(count: int) -> list[str]:
-    """Different beginnings of stories, in a mixed order, some of them cut after a word or two."""
-    stories = [
-        opening.format(hero=hero, place=place, deed=deed)
-        for opening, hero, place, deed in itertools.product(OPENINGS, HEROES, PLACES, DEEDS)
-    ]
-    rng = random.Random(1)
-    rng.shuffle(stories)
-    openings: dict[str, None] = {}
-    for story in stories:
-        words = story.split()
-        openings[" ".join(words[: rng.randrange(1, len(words) + 1)])] = None
-        openings[story] = None
-    return list(openings)[:count]
+Openings = Callable[[int], list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +118,9 @@ def tree_texts(
     return answers, 2 * engine.report.accepted / engine.report.drafted_at[0]
 
 
-def test_speculative_text_is_plain_text_is_the_models_text(plain: Pipeline, speculative: Pipeline) -> None:
+def test_speculative_text_is_plain_text_is_the_models_text(
+    plain: Pipeline, speculative: Pipeline, story_openings: Openings
+) -> None:
     prompts = [plain.request(text, max_new_tokens=1).prompt for text in story_openings(10)]
     expected = generated(plain.target, prompts, 1, new=14)
     assert texts(plain, prompts, new=14) == expected
@@ -152,7 +129,9 @@ def test_speculative_text_is_plain_text_is_the_models_text(plain: Pipeline, spec
     assert speculative.engine.report.accepted > speculative.engine.report.drafted / 3
 
 
-def test_a_tree_from_a_draft_model_is_plain_text(plain: Pipeline, speculative: Pipeline) -> None:
+def test_a_tree_from_a_draft_model_is_plain_text(
+    plain: Pipeline, speculative: Pipeline, story_openings: Openings
+) -> None:
     prompts = [plain.request(text, max_new_tokens=1).prompt for text in story_openings(3)]
     answers, accepted = tree_texts(plain, speculative, prompts, rows=3)
     assert answers == generated(plain.target, prompts, 1)
@@ -182,7 +161,7 @@ ARRANGEMENTS: dict[str, Arrangement] = {
 
 
 @pytest.fixture(scope="module")
-def stories(plain: Pipeline) -> tuple[list[Any], Texts]:
+def stories(plain: Pipeline, story_openings: Openings) -> tuple[list[Any], Texts]:
     """200 prompts and what `model.generate` makes of each alone."""
     prompts = [plain.request(text, max_new_tokens=1).prompt for text in story_openings(200)]
     assert len(set(prompts)) == 200

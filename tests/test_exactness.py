@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,32 +13,7 @@ import pytest
 import fastllm_core
 from fastllm_core import Generation
 
-HEROES = (
-    "little dog",
-    "brave girl named Mia",
-    "small red car",
-    "boy named Tom",
-    "friendly bear",
-    "tiny mouse",
-    "wise owl",
-)
-DEEDS = ("found a shiny key", "lost a toy", "wanted to fly", "met a new friend", "was very sad", "baked a cake")
-OPENINGS = (
-    "Once upon a time, there was a {hero}. One day, the {hero} {deed}",
-    "A {hero} {deed}.",
-    "The {hero} {deed} and then",
-    "Mom said that the {hero} {deed}, but",
-    "One sunny day, the {hero} {deed}",
-)
-
-
-def prompts(count: int) -> list[str]:
-    """Different beginnings of stories."""
-    texts = dict.fromkeys(
-        opening.format(hero=hero, deed=deed) for deed in DEEDS for hero in HEROES for opening in OPENINGS
-    )
-    assert len(texts) >= count
-    return list(texts)[:count]
+Openings = Callable[[int], list[str]]
 
 
 def generations(method: str, dtype: str, texts: list[str], rows: int, **settings: Any) -> list[Generation]:
@@ -63,9 +39,11 @@ def differing(ours: list[Generation], theirs: list[Generation]) -> list[fastllm_
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_exact_is_the_same_tokens_for_200_prompts(dtype: str, rows: int, temperature: float) -> None:
+def test_exact_is_the_same_tokens_for_200_prompts(
+    dtype: str, rows: int, temperature: float, story_openings: Openings
+) -> None:
     settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": temperature, "seed": 5}
-    texts = prompts(200)
+    texts = story_openings(200)
     plain = generations("plain", dtype, texts, rows, config={"exact": True}, **settings)
     fast = generations("speculative", dtype, texts, rows, config={"exact": True}, **settings)
     count = len(differing(plain, fast))
@@ -76,8 +54,8 @@ def test_exact_is_the_same_tokens_for_200_prompts(dtype: str, rows: int, tempera
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_without_it_every_difference_is_a_near_tie(dtype: str, rows: int) -> None:
-    texts = prompts(200)
+def test_without_it_every_difference_is_a_near_tie(dtype: str, rows: int, story_openings: Openings) -> None:
+    texts = story_openings(200)
     plain = generations("plain", dtype, texts, rows, max_new_tokens=40, temperature=0.0)
     fast = generations("speculative", dtype, texts, rows, max_new_tokens=40, temperature=0.0)
     parted = differing(plain, fast)
@@ -89,9 +67,9 @@ def test_without_it_every_difference_is_a_near_tie(dtype: str, rows: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_exact_is_the_same_tokens_for_a_few_prompts(dtype: str) -> None:
+def test_exact_is_the_same_tokens_for_a_few_prompts(dtype: str, story_openings: Openings) -> None:
     settings: dict[str, Any] = {"max_new_tokens": 16, "temperature": 0.0, "config": {"exact": True}}
-    texts = prompts(6)
+    texts = story_openings(6)
     plain = generations("plain", dtype, texts, 3, **settings)
     fast = generations("speculative", dtype, texts, 3, **{**settings, "config": {"exact": True}})
     assert differing(plain, fast) == []
