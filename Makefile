@@ -9,12 +9,14 @@ EDITABLE := $(patsubst %/pyproject.toml,-e ./%,core/pyproject.toml $(wildcard pl
 REQUIREMENTS := $(wildcard .dev/*.txt) core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint range clean
+.PHONY: help demo test lint docs packages range clean
 
 help:
 	@echo "make demo   a story by speculative decoding, and how much faster it came"
 	@echo "make test   the tests that run on any machine"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the documentation as a site, in .site; strict about links"
+	@echo "make packages  wheels and sdists of every package in dist, built, checked and tried"
 	@echo "make range  the tests on the oldest and the newest torch and transformers (large downloads)"
 	@echo "make clean  remove .venv and caches"
 
@@ -29,6 +31,13 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+docs: $(INSTALLED)
+	@$(BIN)/python -m mkdocs build --quiet
+	@echo "open .site/index.html"
+
+packages: $(INSTALLED)
+	@$(BIN)/python .dev/packages.py
+
 # In environments of their own, .venv-oldest and .venv-newest: .dev/constraints.txt pins what the others use.
 range:
 	@for end in oldest newest; do \
@@ -39,7 +48,7 @@ range:
 	done
 
 clean:
-	@rm -rf $(VENV) .venv-oldest .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rm -rf $(VENV) .venv-oldest .venv-newest .site dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find core plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is touched last, so that an interrupted installation is repeated.

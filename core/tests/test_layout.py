@@ -59,15 +59,6 @@ def test_hidden_states_take_the_place_of_tokens() -> None:
         assert inputs.hidden is hidden
 
 
-def test_one_row_of_a_chain() -> None:
-    rows = chain(torch.zeros(2, 3, dtype=torch.long), torch.tensor([1, 4]), 8)
-    one = rows.row(2, torch.tensor([[8], [9]]))
-    assert one.tokens is not None
-    assert one.tokens.tolist() == [[8], [9]]
-    assert one.positions.tolist() == one.slots.tolist() == [[3], [6]]
-    assert [seen(one.mask[b, 0]) for b in (0, 1)] == [set(range(4)), set(range(7))]
-
-
 @pytest.mark.parametrize("nodes", [0, 1, 2, 3, 4, 7, 8, 9, 33])
 def test_ancestors_are_the_path_to_the_root(nodes: int) -> None:
     rng = random.Random(nodes)

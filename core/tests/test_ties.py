@@ -12,7 +12,7 @@ from fastllm_core import Draft, Generation, Request, RunReport, SamplingParams, 
 from fastllm_core.protocols import Drafter
 from fastllm_core.testing import Branching, Scripted, tiny_model
 from fastllm_core.testing.engines import make_engine
-from fastllm_core.ties import NOISE, near_ties, of_committed
+from fastllm_core.ties import NOISE, best_of, of_committed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -22,12 +22,23 @@ def test_a_gap_counts_up_to_the_noise_of_the_dtype(dtype: torch.dtype, sign: int
     noise = NOISE[dtype] * torch.finfo(dtype).eps * largest
     logits = torch.tensor([[[4.0, 4.0 - 0.9 * noise, -largest * sign], [4.0, 4.0 - 1.2 * noise, -largest * sign]]])
     logits[..., 2] = -largest  # the largest by size, and no candidate
-    assert near_ties(logits, dtype).tolist() == [[True, False]]
+    assert best_of(logits, dtype).close.tolist() == [[True, False]]
 
 
 def test_equal_logits_are_a_tie_and_one_token_is_none() -> None:
-    assert near_ties(torch.tensor([[[1.0, 1.0, 0.0]]]), torch.float32).tolist() == [[True]]
-    assert near_ties(torch.tensor([[[1.0]]]), torch.float32).tolist() == [[False]]
+    assert best_of(torch.tensor([[[1.0, 1.0, 0.0]]]), torch.float32).close.tolist() == [[True]]
+    assert best_of(torch.tensor([[[1.0]]]), torch.float32).close.tolist() == [[False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_of_equals_is_best(dtype: torch.dtype) -> None:
+    """As `argmax` has it, which plain decoding elsewhere takes."""
+    logits = torch.randint(0, 6, (7, 5, 300), generator=torch.Generator().manual_seed(1)).to(dtype)
+    best = best_of(logits, dtype)
+    assert torch.equal(best.tokens, logits.argmax(-1))
+    assert torch.equal(best.tokens, (logits == logits.amax(-1, keepdim=True)).long().argmax(-1))
+    top = logits.topk(2).values
+    assert torch.equal(best.close, top[..., 0] == top[..., 1])
 
 
 def test_rows_are_those_behind_which_the_committed_tokens_were_chosen() -> None:

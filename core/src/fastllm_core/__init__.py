@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .hookspecs import API_VERSION, hookimpl
     from .layout import ancestors, chain, tree
     from .models import LoadedModel, RegisteredModel, registered_model, verify_same_vocabulary
-    from .network import Inputs, Network, Outputs
+    from .network import Advance, Inputs, Network, Outputs, advanced
     from .options import Options
     from .pipeline import Pipeline, load
     from .prefill import read
@@ -97,7 +97,7 @@ _PUBLIC = {
     "hookspecs": ("API_VERSION", "hookimpl"),
     "layout": ("ancestors", "chain", "tree"),
     "models": ("LoadedModel", "RegisteredModel", "registered_model", "verify_same_vocabulary"),
-    "network": ("Inputs", "Network", "Outputs"),
+    "network": ("Advance", "Inputs", "Network", "Outputs", "advanced"),
     "options": ("Options",),
     "pipeline": ("Pipeline", "load"),
     "prefill": ("read",),

@@ -45,7 +45,7 @@ class ExactAcceptor:
         scores.logits: float[B, W, V].
         """
         if batch.sampling.greedy:
-            return match(draft.tokens, draft.lengths, draft.parents, scores.logits.argmax(-1))
+            return match(draft.tokens, draft.lengths, draft.parents, scores.likely)
         p = warp(scores.logits, batch.sampling)
         if draft.probs is None or self._rule not in ("rejection", "block"):
             return match(draft.tokens, draft.lengths, draft.parents, draw(p, _row_uniforms(batch, draft)))

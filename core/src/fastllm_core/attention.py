@@ -2,12 +2,16 @@
 
 transformers repeats the key and value heads for every group of query heads, unless there is a single row. A round has a
 few: the rows of a group can stand below each other instead, as more rows of one head.
+
+A compiler fuses plain matrix products and a softmax into something better than the processor's sdpa kernel, which takes
+a third of a step over few rows: `fuse` is for it.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -15,7 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 FEW_ROWS: Final = "fastllm_few_rows"
-"""Its name among transformers' attention implementations."""
+FUSIBLE: Final = "fastllm_fusible"
+"""Their names among transformers' attention implementations."""
 MOST_ROWS: Final = 64
 """Above this the copies are small beside the arithmetic."""
 KERNELS: Final = ("flash_attention", "flex_attention", "paged|")
@@ -48,10 +53,7 @@ def attend(
     Returns float[B, R, heads, width]. Whatever is not plain attention with a mask goes the way of `sdpa`.
     """
     groups = query.shape[1] // key.shape[1]
-    special = any(value is not None for name, value in more.items() if name not in _PLAIN)
-    # A mask with heads of its own (Doge weighs keys in it) has no row for each row of a group.
-    special = special or attention_mask is None or attention_mask.shape[1] > 1
-    if groups == 1 or query.shape[2] == 1 or query.shape[2] > MOST_ROWS or special:
+    if groups == 1 or query.shape[2] == 1 or query.shape[2] > MOST_ROWS or _special(attention_mask, more):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )
@@ -61,6 +63,44 @@ def attend(
     mask = attention_mask.repeat(1, 1, groups, 1)
     out = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(batch, heads, rows, -1).transpose(1, 2).contiguous(), None
+
+
+def fuse(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """The same attention, by the same protocol, of operations that a compiler fuses; for any number of rows.
+
+    Scores are rounded to the model's format, the softmax is taken in float32, as in transformers' `eager`.
+    """
+    if _special(attention_mask, more):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
+        )
+    assert attention_mask is not None
+    batch, heads, rows, width = query.shape
+    groups = heads // key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    stacked = (query * scale).reshape(batch, key.shape[1], groups * rows, width)
+    scores = (stacked @ key.transpose(2, 3)).view(batch, key.shape[1], groups, rows, -1)
+    shares = torch.softmax(scores + attention_mask[:, :, None], dim=-1, dtype=torch.float32).to(query.dtype)
+    out = shares.view(batch, key.shape[1], groups * rows, -1) @ value
+    return out.reshape(batch, heads, rows, -1).transpose(1, 2).contiguous(), None
+
+
+def _special(attention_mask: Tensor | None, more: dict[str, Any]) -> bool:
+    """Whether this is more than attention with a mask.
+
+    A mask with heads of its own (Doge weighs keys in it) has no row for each row of a group.
+    """
+    asked = any(value is not None for name, value in more.items() if name not in _PLAIN)
+    return asked or attention_mask is None or attention_mask.shape[1] > 1
 
 
 def take_explicit_masks(model: nn.Module) -> str | None:
@@ -80,5 +120,14 @@ def take_explicit_masks(model: nn.Module) -> str | None:
     return None if name in ("sdpa", FEW_ROWS) else name
 
 
+def take_fusible_attention(model: nn.Module) -> None:
+    """Give a model that has taken `attend` the attention for compilers; one with another attention keeps it."""
+    config: Any = model.config
+    if config._attn_implementation == FEW_ROWS:
+        config._attn_implementation = FUSIBLE
+
+
 AttentionInterface.register(FEW_ROWS, attend)
+AttentionInterface.register(FUSIBLE, fuse)
 AttentionMaskInterface.register(FEW_ROWS, sdpa_mask)
+AttentionMaskInterface.register(FUSIBLE, sdpa_mask)

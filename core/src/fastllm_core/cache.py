@@ -7,13 +7,20 @@ mask, and is overwritten by the next round. A tree's accepted path is gathered i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
+from .slot_layers import Layers
+
 if TYPE_CHECKING:
-    from .network import CacheLayers, Network
+    from .network import Network
+
+
+SPARE: Final = 1
+"""Slots behind the capacity that nobody uses: what a forward reads is then never the whole buffer, which a program that
+is compiled for any extent would have to be told apart."""
 
 
 class SlotCache:
@@ -27,7 +34,7 @@ class SlotCache:
         self.capacity = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._views: dict[tuple[int, int, int], CacheLayers] = {}
+        self._views: dict[tuple[int, int, int], Layers] = {}
 
     def reserve(self, rows: int, slots: int) -> None:
         """Make room for `rows` rows of `slots` slots. Rows double, so that joining one by one copies seldom."""
@@ -45,28 +52,29 @@ class SlotCache:
         shape = self.network.kv_shapes[layer]
         if shape is None:
             return torch.empty(0, device=self.network.device)
-        size = (rows, shape[0], self.capacity, shape[width])
+        size = (rows, shape[0], self.capacity + SPARE, shape[width])
         new = torch.zeros(size, dtype=self.network.dtype, device=self.network.device)
         stores = self._keys if width == 1 else self._values
         if stores:
-            new[: stores[layer].shape[0], :, : stores[layer].shape[2]] = stores[layer]
+            old = stores[layer]
+            new[: old.shape[0], :, : old.shape[2]] = old
         return new
 
     def extent(self, slots: int) -> int:
         """`slots`, rounded up to a block."""
         return -(-slots // self.block) * self.block
 
-    def layers(self, rows: slice, extent: int) -> CacheLayers:
+    def layers(self, rows: slice, extent: int) -> Layers:
         """The first `extent` slots of some rows, without a copy.
 
         Views are kept until the cache grows: a round asks for the same few again and again.
         """
         key = (rows.start, rows.stop, extent)
         if key not in self._views:
-            self._views[key] = [
+            self._views[key] = Layers(
                 (keys[rows, :, :extent], values[rows, :, :extent]) if keys.numel() else (keys, values)
                 for keys, values in zip(self._keys, self._values, strict=True)
-            ]
+            )
         return self._views[key]
 
     @torch.inference_mode()

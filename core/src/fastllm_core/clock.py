@@ -22,7 +22,7 @@ class Clock:
         self.phases = dict.fromkeys(PHASES, 0.0)
         self.forwards = dict.fromkeys(PHASES, 0.0)
         self._current = "rest"
-        self._since = time.perf_counter()
+        self._since = self._forward_since = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -36,11 +36,22 @@ class Clock:
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Count the block as a model forward of the current phase."""
+        self._forward_since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.forwards[self._current] += time.perf_counter() - self._forward_since
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count the block nowhere: what is done once, such as loading a program, is no part of what a round costs."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.forwards[self._current] += time.perf_counter() - start
+            lost = time.perf_counter() - start
+            self._since += lost
+            self._forward_since += lost
 
     def restart(self) -> None:
         """Drop the time since the last switch: nobody was working."""

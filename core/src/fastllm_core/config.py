@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationInfo,
     field_validator,
@@ -115,6 +116,14 @@ class Engine(Section):
     cache_block: PositiveInt = Field(default=64, description="Slots by which the key/value cache grows.")
 
 
+class Programs(Section):
+    """Where compiled forwards are kept: in the folder `programs` of FASTLLM_CACHE, or of the user's cache folder."""
+
+    limit_gib: PositiveFloat = Field(
+        default=20.0, description="Gibibytes that compiled programs may take; above it the longest unused ones go."
+    )
+
+
 class Config(Section):
     """Everything that can be configured."""
 
@@ -139,6 +148,12 @@ class Config(Section):
     )
     threads: PositiveInt | None = Field(default=None, description="Processor threads; unset: as many as torch chooses.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
+    forward: Literal["auto", "eager", "compiled", "graphs"] = Field(
+        default="auto",
+        description='How forwards run: "compiled" by programs that are compiled ahead of time, which takes a minute '
+        'each, once; "graphs" captured on a GPU; "eager" as transformers does; "auto" by programs that are there '
+        "already (`fastllm compile`), else eager.",
+    )
     exact: bool = Field(
         default=False,
         description="The same bits from every method and from plain decoding, in any dtype: all rounds have one shape, "
@@ -153,6 +168,7 @@ class Config(Section):
         description="Defaults of every request; unset: what the model's generation_config says.",
     )
     engine: Engine = Field(default_factory=Engine, description="Sizes of the engine.")
+    programs: Programs = Field(default_factory=Programs, description="Compiled forwards on disk.")
     options: dict[str, dict[str, Any]] = Field(
         default={}, description="Options of each plugin by its name; `fastllm plugins show NAME` lists them."
     )

@@ -32,7 +32,7 @@ from .request import Request
 from .rows import Event, LiveRow, ending
 from .sampling import Sampling
 from .slots import Slots
-from .ties import near_ties, of_committed
+from .ties import best_of, of_committed
 from .transcript import Transcript
 
 if TYPE_CHECKING:
@@ -285,7 +285,9 @@ class Engine:
         """int64[B, D + 1]: whether each committed token won by no more than rounding; [B, 0] where nobody asks."""
         if self.exact or not (batch.sampling.greedy or batch.sampling.mixed):
             return verdict.tokens[:, :0]
-        close = near_ties(scores.logits, self.parts.network.dtype) & (batch.sampling.temperature == 0)[:, None]
+        close = scores.best.close if scores.best else best_of(scores.logits, self.parts.network.dtype).close
+        if batch.sampling.mixed:
+            close = close & (batch.sampling.temperature == 0)[:, None]
         return of_committed(close, verdict).long()
 
     def _count(

@@ -62,7 +62,7 @@ class LossyAcceptor:
     def _typical(self, batch: Batch, draft: Draft, scores: Scores) -> Verdict:
         """Nothing is random but the extra token, whose position keys its number."""
         if batch.sampling.greedy:
-            return match(draft.tokens, draft.lengths, draft.parents, scores.logits.argmax(-1))
+            return match(draft.tokens, draft.lengths, draft.parents, scores.likely)
         p = warp(scores.logits, batch.sampling)
         extra_u = batch.position_uniforms(draft.width + 1)
         bounds = {"epsilon": self._epsilon, "delta": self._delta}

@@ -11,31 +11,28 @@ from __future__ import annotations
 
 import copy
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from .adapters import Adapter, adapter_for, refusal
-from .attention import take_explicit_masks
+from .attention import take_explicit_masks, take_fusible_attention
 from .clock import Clock
 from .errors import UnsupportedModel
+from .slot_layers import CacheLayers, KVShape, ProbeLayer, SlotLayer
 from .spans import Span, Spans, spans_of
+from .ties import Best
 from .twin import share
 from .views import backbone, layer_list, layer_range, skip_sublayers
 
 if TYPE_CHECKING:
     from .models import LoadedModel
-
-KVShape = tuple[int, int, int]
-"""Heads, key width and value width of one layer's cache."""
-CacheLayers = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values of every layer, float[B, heads, T, width], written in place by a forward. An empty pair stands for a
-layer that keeps none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +59,16 @@ class Inputs:
         parts = (self.tokens, self.hidden, self.positions, self.slots, self.mask, self.key_positions)
         return Inputs(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
 
-    def row(self, index: int, tokens: Tensor) -> Inputs:
-        """One of the rows alone, with its token: int64[B, 1]. For a chain that is drafted token by token."""
-        here = slice(index, index + 1)
-        return Inputs(
-            tokens, None, self.positions[:, here], self.slots[:, here], self.mask[:, here], self.key_positions
-        )
+    def last(self) -> Inputs:
+        """The last of the rows alone, with its token."""
+        tokens = None if self.tokens is None else self.tokens[:, -1:]
+        hidden = None if self.hidden is None else self.hidden[:, -1:]
+        rows = (self.positions[:, -1:], self.slots[:, -1:], self.mask[:, -1:])
+        return Inputs(tokens, hidden, *rows, self.key_positions)
+
+    def of_tokens(self, tokens: Tensor) -> Inputs:
+        """The same rows with other tokens: int64[B, R]."""
+        return Inputs(tokens, None, self.positions, self.slots, self.mask, self.key_positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,63 +79,89 @@ class Outputs:
     """float[B, R, V] (or [B, 1, V] when only the last row's were asked for)."""
     hidden: Mapping[int, Tensor]
     """float[B, R, H] by layer: i is the input of layer i, `Network.layers` the last hidden state."""
+    best: Best | None = None
+    """The logits read greedily, where a back end brings that along."""
 
 
-class SlotLayer(CacheLayerMixin):
-    """One layer of a preallocated cache, as transformers wants to see it."""
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Which layers a forward passes through, and what it answers: what there is a program for in a back end."""
 
-    keys: Tensor
-    values: Tensor
-    is_compileable = True
-    is_sliding = False
-
-    def __init__(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-        """keys, values: float[B, heads, T, width].  slots: int64[B, 1, R, 1], where this forward's rows go."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.keys, self.values, self.slots = keys, values, slots
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write this forward's rows, each into its slot, and return the whole extent."""
-        self.keys.scatter_(2, self.slots.expand_as(key_states), key_states)
-        self.values.scatter_(2, self.slots.expand_as(value_states), value_states)
-        return self.keys, self.values
-
-    def lazy_initialization(self, *_: Any) -> None:
-        """Nothing to do: the slots exist."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The extent; only asked by a model that would build its own mask."""
-        return self.keys.shape[2], 0
-
-    def get_seq_length(self) -> int:
-        """0: positions are explicit, and nothing here depends on how much is filled."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """The extent."""
-        return int(self.keys.shape[2])
-
-    get_max_cache_shape = get_max_length  # its name in the first releases of transformers 5
+    start: int
+    stop: int
+    skip_attention: frozenset[int] = frozenset()
+    skip_mlp: frozenset[int] = frozenset()
+    hidden_layers: tuple[int, ...] = ()
+    last_logits_only: bool = False
 
 
-class ProbeLayer(SlotLayer):
-    """A layer without a store, which notes the shapes that a model writes."""
+class Answer(NamedTuple):
+    """What a runner gives back."""
 
-    def __init__(self) -> None:
-        """Know nothing yet: the extent of 1 is for the first releases of transformers 5, which ask before an update."""
-        nothing = torch.empty(1, 1, 1, 0)
-        super().__init__(nothing, nothing, nothing)
-        self.shape: KVShape | None = None
+    logits: Tensor | None
+    """As in `Outputs`; None if the last layer did not run."""
+    hidden: tuple[Tensor, ...]
+    """The passage's hidden states, in its order."""
+    best: Best | None = None
+    """As in `Outputs`."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Note the shapes."""
-        self.shape = (key_states.shape[1], key_states.shape[3], value_states.shape[3])
-        return key_states, value_states
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Just the rows of this forward."""
-        return query_length, 0
+class Advance(NamedTuple):
+    """One token further in a chain: what a row says, and the row behind it."""
+
+    logits: Tensor
+    """float[B, V]"""
+    likely: Tensor
+    """int64[B, 1]: the most likely tokens."""
+    next: Inputs
+    """The rows of `likely`, one position and one slot further."""
+
+
+class Runner(Protocol):
+    """How a back end runs the forwards of one network."""
+
+    def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
+        """Some rows through some layers; see `Network.forward`."""
+        ...
+
+    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
+        """One row of each text through all layers; see `Network.advance`."""
+        ...
+
+
+class Stepping(ABC):
+    """`advance` by way of `forward`, for back ends that have nothing better."""
+
+    def __init__(self, network: Network) -> None:
+        """network: whose forwards these are."""
+        self.network = network
+
+    @abstractmethod
+    def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
+        """See `Network.forward`."""
+
+    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
+        """See `Network.advance`."""
+        logits = self.forward(self.network.whole, inputs, cache).logits
+        assert logits is not None
+        return advanced(logits, inputs)
+
+
+def advanced(logits: Tensor, inputs: Inputs) -> Advance:
+    """What follows from the logits of a row, float[B, 1, V]: pure tensor arithmetic, which a compiler takes in."""
+    likely = logits.max(-1).indices
+    behind = inputs.slots + 1
+    slots = torch.arange(inputs.mask.shape[2], device=behind.device)
+    mask = inputs.mask | (slots == behind[:, :, None])
+    return Advance(logits[:, 0], likely, Inputs(likely, None, inputs.positions + 1, behind, mask, None))
+
+
+class EagerRunner(Stepping):
+    """Forwards as transformers runs them."""
+
+    def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
+        """See `Network.eager`."""
+        return self.network.eager(passage, inputs, cache)
 
 
 class Network:
@@ -171,11 +198,20 @@ class Network:
         slopes = self.adapter.slopes(self.config) if self.adapter.slopes else ()
         self._slopes = torch.tensor(slopes, device=self.device)[None, :, None, None]
         self._last_position = (loaded.context_length or 1 << 30) - 1
+        self.whole = Passage(0, self.layers)
+        """All layers."""
+        self.runner: Runner = EagerRunner(self)
+        """How forwards are run; a back end puts its own here."""
 
     @property
     def vocab_size(self) -> int:
         """V, the width of the logits."""
         return int(self.loaded.vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of hidden states."""
+        return int(self.config.hidden_size)
 
     @cached_property
     def kv_shapes(self) -> tuple[KVShape | None, ...]:
@@ -195,6 +231,7 @@ class Network:
         """The same network with other windows and chunks, on the same copy of the model."""
         other = copy.copy(self)
         other.spans = spans
+        other.runner = EagerRunner(other)
         return other
 
     def stock(self) -> nn.Module:
@@ -223,20 +260,49 @@ class Network:
         hidden_layers: which hidden states to return.  skip_*: layers whose attention or MLP adds nothing.
         """
         end = self.layers if stop is None else stop
-        model = self._view(start, end, skip_attention, skip_mlp)
-        slots = inputs.slots[:, None, :, None]
-        layers = Cache(layers=[SlotLayer(keys, values, slots) for keys, values in cache])
-        wanted: dict[str, Any] = {}
-        if any(layer != end for layer in hidden_layers) or (hidden_layers and end == self.layers):
-            wanted["output_hidden_states"] = True
-        if end == self.layers and last_logits_only:
-            wanted["logits_to_keep"] = 1
+        passage = Passage(start, end, skip_attention, skip_mlp, hidden_layers, last_logits_only)
         with self.clock.forward():
-            answer = self._call(model, inputs, layers, start, end, wanted)
-        if end < self.layers:
-            inner = tuple(layer for layer in hidden_layers if layer != end)
-            return Outputs(None, {**self._hidden(answer, inner, start, end), end: answer.last_hidden_state})
-        return Outputs(answer.logits, self._hidden(answer, hidden_layers, start, end))
+            logits, hidden, best = self.runner.forward(passage, inputs, cache)
+        return Outputs(logits, dict(zip(hidden_layers, hidden, strict=True)), best)
+
+    @torch.inference_mode()
+    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
+        """One row of a chain of each text: its logits, and the row of the most likely token behind it.
+
+        inputs: tokens int64[B, 1], without key positions. A chain is drafted by calling this again and again, with
+        `next` as it is or, for a token that was drawn, with `Inputs.of_tokens`.
+        """
+        with self.clock.forward():
+            return self.runner.advance(inputs, cache)
+
+    def eager(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
+        """Run a forward as transformers does, kernel by kernel: what every other back end must agree with."""
+        slots = inputs.slots[:, None, :, None]
+        return self.compute(passage, inputs, [SlotLayer(keys, values, slots) for keys, values in cache])
+
+    def compute(
+        self,
+        passage: Passage,
+        inputs: Inputs,
+        layers: Sequence[SlotLayer],
+        logits_to_keep: Tensor | None = None,
+    ) -> Answer:
+        """The forward itself, a pure function of tensors (the cache is written in place).
+
+        logits_to_keep: int64[K], the rows whose logits are wanted; None is all of them, or what the passage says.
+        """
+        whole = passage.stop == self.layers
+        inner = tuple(layer for layer in passage.hidden_layers if whole or layer != passage.stop)
+        wanted: dict[str, Any] = {}
+        if inner:
+            wanted["output_hidden_states"] = True
+        if whole and (passage.last_logits_only or logits_to_keep is not None):
+            wanted["logits_to_keep"] = 1 if logits_to_keep is None else logits_to_keep
+        answer = self._call(self.view(passage), inputs, Cache(layers=[*layers]), passage.start, passage.stop, wanted)
+        hidden = self._hidden(answer, inner, passage.start, passage.stop)
+        if not whole:
+            hidden[passage.stop] = answer.last_hidden_state
+        return Answer(answer.logits if whole else None, tuple(hidden[layer] for layer in passage.hidden_layers))
 
     def _hidden(self, answer: Any, layers: tuple[int, ...], start: int, end: int) -> dict[int, Tensor]:
         """The hidden states asked for, of a model that records one a layer, and the last."""
@@ -282,7 +348,10 @@ class Network:
             mask = mask + (self._slopes * keys[:, None, None]).to(mask.dtype)
         return mask
 
-    def _view(self, start: int, stop: int, attention: frozenset[int], mlp: frozenset[int]) -> nn.Module:
+    def view(self, passage: Passage) -> nn.Module:
+        """The layers of a passage as a module on the model's own weights."""
+        start, stop = passage.start, passage.stop
+        attention, mlp = passage.skip_attention, passage.skip_mlp
         key = (start, stop, attention, mlp)
         if key == (0, self.layers, frozenset(), frozenset()):
             return self.model
@@ -297,6 +366,14 @@ class Network:
                 model = layer_range(model, start, stop, self.adapter)
             self._views[key] = model
         return self._views[key]
+
+    def for_export(self) -> Network:
+        """The same network on a copy of the model whose attention a compiler can fuse."""
+        other = copy.copy(self)
+        other.model, other._views = share(self.model), {}
+        take_fusible_attention(other.model)
+        other.runner = EagerRunner(other)
+        return other
 
 
 def _cache_argument(model: nn.Module) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
+from .backend import Backend, make_backend
 from .clock import Clock
 from .compose import Roles, Selection, build_roles, make_kv_cache, select
 from .config import Config, config_from, load_config
@@ -50,9 +51,14 @@ class Pipeline:
     """
 
     def __init__(
-        self, selection: Selection, target: LoadedModel, device: Device, trust_remote_code: bool = False
+        self,
+        selection: Selection,
+        target: LoadedModel,
+        device: Device,
+        trust_remote_code: bool = False,
+        backend: Backend | None = None,
     ) -> None:
-        """Compose the pipeline; `load` is the comfortable way here."""
+        """Compose the pipeline; `load` is the comfortable way here. backend: None is what the configuration says."""
         self.config = selection.config
         self.target = target
         """The target: `.model`, `.tokenizer`, `.name`."""
@@ -62,7 +68,9 @@ class Pipeline:
         self._closed = False
         self._lock = threading.RLock()
         self._inbox: dict[int, deque[Event | BaseException]] = {}
-        roles, self.engine = assemble(selection, target, device, trust_remote_code)
+        self.backend = backend or make_backend(selection.config, device)
+        """How forwards are run."""
+        roles, self.engine = assemble(selection, target, device, self.backend, trust_remote_code)
         """The stepper below `generate` and `stream`, for whoever drives rounds himself."""
         self.roles = roles.names
         """Which plugin fills each role."""
@@ -246,7 +254,7 @@ class Pipeline:
 
 
 def assemble(
-    selection: Selection, target: LoadedModel, device: Device, trust_remote_code: bool = False
+    selection: Selection, target: LoadedModel, device: Device, backend: Backend, trust_remote_code: bool = False
 ) -> tuple[Roles, Engine]:
     """The roles of a pipeline and the engine that runs them. Raises UnsupportedModel if the port does not fit."""
     config, clock, caches = selection.config, Clock(), list[KVCache]()
@@ -255,6 +263,12 @@ def assemble(
     if config.exact:
         batch_experts(network)
     check_whole(network)
+    network.runner = backend.runner(network)
+
+    def make_network(loaded: LoadedModel) -> Network:
+        made = Network(loaded, clock, known)
+        made.runner = backend.runner(made)
+        return made
 
     def make_cache(of: Network) -> KVCache:
         caches.append(make_kv_cache(selection, context, of))
@@ -268,7 +282,7 @@ def assemble(
         draft_length=config.draft.length,
         cache=None,
         load_model=partial(load_model, trust_remote_code=trust_remote_code, adapters=known),
-        make_network=lambda loaded: Network(loaded, clock, known),
+        make_network=make_network,
         make_cache=make_cache,
     )
     roles = build_roles(selection, context)

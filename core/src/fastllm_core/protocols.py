@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .batch import Batch, Row
-    from .network import CacheLayers
+    from .slot_layers import CacheLayers
+    from .ties import Best
 
 
 class Proposal(StrEnum):
@@ -107,6 +108,13 @@ class Scores:
     last hidden state, after the final norm."""
     extra_logits: Tensor | None = None
     """float[B, E, V]"""
+    best: Best | None = None
+    """`logits` read greedily, if the verifier has done it."""
+
+    @property
+    def likely(self) -> Tensor:
+        """int64[B, W]: the most likely token behind every row, the first of equals."""
+        return self.logits.max(-1).indices if self.best is None else self.best.tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,13 @@ method that loses nothing may continue differently. `exact = true` rules it out;
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .protocols import Verdict
 
 NOISE: Final = {torch.float32: 16.0, torch.float64: 16.0, torch.float16: 2.0, torch.bfloat16: 2.0}
@@ -22,15 +21,25 @@ NOISE: Final = {torch.float32: 16.0, torch.float64: 16.0, torch.float16: 2.0, to
 Measured (docs/benchmarks.md, "Near-ties"). More in the wide formats, whose sums round as coarsely as their results."""
 
 
-def near_ties(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Which rows have a second-best logit within rounding of their best.
+class Best(NamedTuple):
+    """The most likely token behind each row, the first of equals, and whether rounding alone may have decided it."""
 
-    logits: float[B, W, V].  dtype: in which the model computes. Returns bool[B, W].
+    tokens: Tensor
+    """int64[B, W]"""
+    close: Tensor
+    """bool[B, W]: the second-best logit is within rounding."""
+
+
+def best_of(logits: Tensor, dtype: torch.dtype) -> Best:
+    """Read logits greedily. Pure tensor arithmetic, so that a compiled forward can bring it along.
+
+    logits: float[B, W, V].  dtype: in which the model computes.
     """
-    low, high = logits.aminmax(dim=-1)
-    low, high = low.float(), high.float()
-    noise = NOISE.get(dtype, 16.0) * torch.finfo(dtype).eps * torch.maximum(-low, high)
-    return (logits >= (high - noise)[..., None]).sum(-1) > 1
+    high, tokens = logits.max(-1)  # several times faster than argmax on a processor
+    second = logits.scatter(-1, tokens[..., None], -torch.inf).amax(-1)
+    largest = torch.maximum(-logits.amin(-1).float(), high.float())
+    noise = NOISE.get(dtype, 16.0) * torch.finfo(dtype).eps * largest
+    return Best(tokens, second.float() >= high.float() - noise)
 
 
 def of_committed(rows: Tensor, verdict: Verdict) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from . import layout
 from .protocols import Draft, Scores
+from .ties import Best, best_of
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -57,7 +58,12 @@ class TargetVerifier:
         assert outputs.logits is not None
         hidden = {layer: states[:, :width] for layer, states in outputs.hidden.items()}
         extra_logits = outputs.logits[:, width : width + extra] if extra else None
-        return Scores(outputs.logits[:, :width], hidden, extra_logits)
+        logits, best = outputs.logits[:, :width], outputs.best
+        if best is not None:
+            best = Best(best.tokens[:, :width], best.close[:, :width])
+        elif batch.sampling.greedy:
+            best = best_of(logits, self.network.dtype)
+        return Scores(logits, hidden, extra_logits, best)
 
     def padded(self, width: int) -> int:
         """The smallest of the fixed widths that holds `width` rows; a wider draft (a large tree) keeps its own."""

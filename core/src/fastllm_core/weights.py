@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
@@ -20,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from .adapters import Adapter, adapter_for, refusal
 from .device import DTYPES, Device, select_device
 from .errors import ModelError, UnsupportedModel
+from .memory import shortage
 from .models import LoadedModel
 from .spans import RECURRENT, REFUSED, layer_types
 from .wrappers import execution_device, quantization_refusal, unwrapped
@@ -57,6 +59,7 @@ def load(
     with _quietly(source.name), _one_line(f"model '{source.name}'", source.local):
         config = AutoConfig.from_pretrained(source.location, **pinned)
         check_architecture(source.name, config, adapters)
+        _check_memory(source, device)
         model = _read_weights(source, config, device, pinned)
     if tokenizer is None and _has_tokenizer(source):
         tokenizer = _tokenizer(source.location, **pinned)
@@ -145,6 +148,24 @@ def check_architecture(
         reasons.append(RECURRENT)
     for reason in filter(None, reasons):
         raise UnsupportedModel(f"model '{name}' ({model_type}) {reason}")
+
+
+def _check_memory(source: ModelSource, device: Device) -> None:
+    """Refuse weights that cannot fit, before any of them is read."""
+    files = sorted(Path(source.location).glob("*.safetensors")) if source.local else []
+    needed = 0
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(name)
+                cast = part.get_dtype() in ("F64", "F32", "F16", "BF16")  # to the device's format; others stay small
+                needed += math.prod(part.get_shape()) * (device.dtype.itemsize if cast else 1)
+    lack = shortage(needed, device.device)
+    if lack:
+        raise ModelError(
+            f"model '{source.name}' {lack}: take a smaller one, a smaller number format (dtype = \"bfloat16\"), or "
+            "another device"
+        )
 
 
 def _has_tokenizer(source: ModelSource) -> bool:

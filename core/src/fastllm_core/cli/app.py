@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from . import foreign
 from .settings import Debug
 
-COMMANDS = ("generate", "demo", "device", "plugins", "config")
+COMMANDS = ("generate", "compile", "demo", "device", "plugins", "config")
 """The core's own: a module of this package each, which names its application or function `command`."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..acceptor import ExactAcceptor, Rule
+from ..backend import Backend, Eager
 from ..cache import SlotCache
 from ..clock import Clock
 from ..config import config_from
@@ -34,14 +35,17 @@ def make_engine(
     observers: Sequence[Observer] = (),
     exact: bool = False,
     max_rows: int = 16,
+    backend: Backend | None = None,
     **sizes: Any,
 ) -> Engine:
     """The core's own roles around a model on the CPU and a drafter. sizes: `prefill_chunk`."""
+    backend = backend or Eager()
     target = load_model(model, tokenizer)
     clock = Clock()
     network = Network(target, clock)
     if exact:
         batch_experts(network)
+    network.runner = backend.runner(network)
     cache = SlotCache(network)
     context = Context(
         config=config_from({"exact": exact, "engine.max_rows": max_rows}),

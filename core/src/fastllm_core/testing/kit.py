@@ -43,6 +43,7 @@ CHECKS: Final[tuple[tuple[Function, Callable[[Subject], bool]], ...]] = (
     (package.check_import_is_light, _always),
     (conduct.check_drafts, _drafts),
     (text.check_greedy_text, _composes),
+    (text.check_compiled_text, _composes),
     (text.check_long_prompt, _composes),
     (text.check_mixed_attention, _composes),
     (text.check_ends, _composes),

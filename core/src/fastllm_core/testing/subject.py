@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import discovery
+from ..backend import Backend
 from ..compose import Selection, select
 from ..config import config_from
 from ..context import Context
@@ -131,16 +132,17 @@ class Subject:
         *,
         config: Mapping[str, Any] | None = None,
         beside: Toy | None = None,
+        backend: Backend | None = None,
     ) -> Pipeline:
         """A pipeline with the plugin in it, on the CPU in float32, drafting a fixed number of tokens.
 
-        beside: the drafter, for a plugin that makes none.
+        beside: the drafter, for a plugin that makes none.  backend: how forwards run; eagerly by default.
         """
         table = {f"options.{self.name}": self.options(target)} if options_class(self.cls).model_fields else {}
         chosen: dict[str, Any] = (
             {"method": self.name} if self.installed.kind == "method" else {"method": PLAIN, "use": [self.name]}
         )
-        return _pipeline(target, {**chosen, **table, "lossy": True, **(config or {})}, beside)
+        return _pipeline(target, {**chosen, **table, "lossy": True, **(config or {})}, beside, backend)
 
     def plain(self, target: TinyTarget, config: Mapping[str, Any] | None = None) -> Pipeline:
         """The core's plain decoding: what the plugin is compared with."""
@@ -165,12 +167,15 @@ class _Beside(CoreDefaults):
         return self.toy.make(context)
 
 
-def _pipeline(target: TinyTarget, settings: Mapping[str, Any], beside: Toy | None) -> Pipeline:
-    fixed = {"draft.controller": "fixed", "device": "cpu", "dtype": "float32"}
+def _pipeline(
+    target: TinyTarget, settings: Mapping[str, Any], beside: Toy | None, backend: Backend | None = None
+) -> Pipeline:
+    fixed = {"draft.controller": "fixed", "device": "cpu", "dtype": "float32", "forward": "eager"}
     selection = select(config_from({**fixed, **settings}), model=target.model)
     if beside is not None:
         selection = _with_drafter(selection, beside)
-    return Pipeline(selection, load_model(target.model, target.tokenizer), select_device("cpu", "float32"))
+    place = select_device("cpu", "float32")
+    return Pipeline(selection, load_model(target.model, target.tokenizer), place, backend=backend)
 
 
 def _with_drafter(selection: Selection, toy: Toy) -> Selection:

@@ -110,7 +110,7 @@ def measure(
 
     Rows that do not fit behind a context are left out.
     """
-    network = Network(pipeline.target)
+    network = pipeline.engine.parts.network  # with the back end that the configuration asks for
     cache, size = SlotCache(network), size_of(network)
     limit = pipeline.target.context_length or max(contexts) + max(rows)
     device = network.device

@@ -11,7 +11,10 @@ from typing import Any, Final
 from . import svg, wording
 from .report import OVERALL
 
-COLOURS: Final = ("#3b6fd4", "#d1652f", "#2f9461", "#8a5cc2", "#b8901a", "#c2447d", "#3b97a8", "#6b7280")
+COLOURS: Final = (
+    *("#3b6fd4", "#d1652f", "#2f9461", "#8a5cc2", "#b8901a", "#c2447d", "#3b97a8", "#6b7280"),
+    *("#8c4a3c", "#7aa52c", "#1f3f86", "#e58bb2", "#5d8f7b", "#b07cf0"),
+)
 REFERENCE: Final = "#9aa3ad"
 PHASES: Final = {
     "prefill": "#c3c8ce",

@@ -57,14 +57,17 @@ def ticks(top: float, count: int = 5) -> list[float]:
 
 
 def bars(groups: Mapping[str, Sequence[Bar]], *, mark: float) -> str:
-    """Horizontal bars in named groups, with whiskers, and a line at `mark`."""
+    """Horizontal bars in named groups, with whiskers, and a line at `mark`. The first group names each bar."""
     marks = ticks(max((bar.high for group in groups.values() for bar in group), default=mark))
     scale = (WIDTH - LEFT - RIGHT) / marks[-1]
     parts, y = [], 8.0
+    first = next(iter(groups), "")
     for name, group in groups.items():
-        middle = y + len(group) * BAR / 2 + 4
-        parts.append(text(LEFT - 8, middle, short(name), anchor="end"))
+        if name != first:
+            parts.append(text(LEFT - 8, y + len(group) * BAR / 2 + 4, short(name), anchor="end"))
         for bar in group:
+            if name == first:
+                parts.append(text(LEFT - 8, y + BAR - 4, short(bar.name), anchor="end", size=11))
             x = LEFT + bar.value * scale
             tip = f"{bar.name}, {name}: {bar.value:.2f} ({bar.low:.2f} to {bar.high:.2f})"
             parts += [
@@ -80,8 +83,7 @@ def bars(groups: Mapping[str, Sequence[Bar]], *, mark: float) -> str:
         line(LEFT + mark * scale, 2, LEFT + mark * scale, y, "mark"),
         *(text(LEFT + tick * scale, y + 14, f"{tick:g}", anchor="middle", kind="quiet") for tick in marks),
     ]
-    names_below, end = legend({bar.name: bar.colour for group in groups.values() for bar in group}, y + 38)
-    return frame(end, [*axis, *parts, names_below])
+    return frame(y + 24, [*axis, *parts])
 
 
 def stacked(rows: Mapping[str, Mapping[str, float]], colours: Mapping[str, str], unit: str) -> str:
@@ -124,12 +126,12 @@ def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
         text((left + WIDTH - 120) / 2, bottom + 36, x_name, anchor="middle", kind="quiet"),
         text(left, 9, y_name, kind="quiet"),
     ]
-    taken: list[tuple[float, float, float]] = []
+    taken = [(left + dot.x * across - 7, left + dot.x * across + 7, bottom - dot.y * up + 4) for dot in dots]
     for dot in sorted(dots, key=lambda each: -each.y):
         x, y = left + dot.x * across, bottom - dot.y * up
         end = x + 10 + 6.8 * len(short(dot.name, NAMED))
-        named = _free(x, end, y + 4, taken)
-        taken.append((x, end, named))
+        named = _free(x + 8, end, y + 4, taken)
+        taken.append((x + 8, end, named))
         parts += [
             line(x, bottom - dot.low * up, x, bottom - dot.high * up, "whisker"),
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="{dot.colour}" stroke="var(--page)" stroke-width="1.5">'

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastllm_core import (
+    Advance,
     Batch,
     Context,
     Draft,
@@ -21,6 +22,7 @@ from fastllm_core import (
     Proposal,
     Purpose,
     Row,
+    advanced,
     chain,
     draw,
     read,
@@ -66,48 +68,54 @@ class DraftModel(Drafter):
         """
         count = max(batch.draft_lengths)
         extent = self.cache.extent(max(batch.lengths) - 1 + count)
-        rows = chain(batch.roots.new_zeros(len(batch), count), batch.starts, extent).to(self.network.device)
         uniforms = batch.uniforms(Purpose.DRAFT, count) if self._draws(batch) else None
+        said = self._first(batch, extent)
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
         for step in range(count):
-            if step == 0:
-                logits = self._first_logits(batch, extent)
-            else:
-                logits = self._logits(batch, rows.row(step, tokens[-1][:, None].to(self.network.device)), extent)[:, 0]
+            if step:
+                said = self._next(batch, said.next, tokens[-1], extent)
             if uniforms is None:
-                tokens.append(logits.argmax(-1))
+                tokens.append(said.likely)
             else:
-                probs.append(warp(logits[:, None], batch.sampling))
-                tokens.append(draw(probs[-1][:, 0], uniforms[:, step]))
+                probs.append(warp(said.logits[:, None], batch.sampling))
+                tokens.append(draw(probs[-1][:, 0], uniforms[:, step])[:, None])
         for row in _drafting(batch):
             self.cache.lengths[row.slot] = row.length - 1 + count  # the last draft has not been read
         lengths = torch.tensor(batch.draft_lengths, device=batch.device)
-        return Draft(torch.stack(tokens, dim=1), lengths, probs=torch.cat(probs, dim=1) if probs else None)
+        return Draft(torch.cat(tokens, dim=1), lengths, probs=torch.cat(probs, dim=1) if probs else None)
+
+    def _next(self, batch: Batch, row: Inputs, tokens: Tensor, extent: int) -> Advance:
+        """Read each text's last draft, int64[B, 1], whose row is `row` if it was the most likely token."""
+        if tokens is not row.tokens:
+            row = row.of_tokens(tokens.to(self.network.device))
+        return self._fitted(self.network.advance(row, self.cache.layers(slice(0, len(batch)), extent)), batch)
 
     def _draws(self, batch: Batch) -> bool:
         """Whether drafts are drawn, rather than the most likely token taken."""
         return self.proposal is Proposal.SAMPLED and not batch.sampling.greedy
 
-    def _first_logits(self, batch: Batch, extent: int) -> Tensor:
-        """float[B, V] after the last committed token, reading whatever the cache lacks.
+    def _first(self, batch: Batch, extent: int) -> Advance:
+        """Read the last committed token of every row, and before it whatever the cache lacks.
 
         After a draft that was accepted whole it lacks two tokens, the last draft and the bonus; after plain rounds,
-        more. A row that drafts nothing is not worth reading for: its logits are padding.
+        more. A row that drafts nothing is not worth reading for: what it says is padding.
         """
+        at_once = min(2, *batch.lengths)  # a text of one token has nothing before its root
+        behind = False
         for row in _drafting(batch):
             have = self.cache.lengths[row.slot]
-            if have < row.length - 2:
-                self._read(row, have, row.length - 2)
-        behind = any(self.cache.lengths[row.slot] < row.length - 1 for row in _drafting(batch))
-        width = 2 if behind else 1
-        starts = [max(row.length - width, 0) for row in batch.rows]
-        tokens = [(row.tokens[start:] * 2)[:width] for row, start in zip(batch.rows, starts, strict=True)]
-        known = torch.tensor([self._known(pair) for pair in tokens])
-        inputs = chain(known, torch.tensor(starts), extent).to(self.network.device)
-        logits = self._logits(batch, inputs, extent)
-        last = [row.length - 1 - start for row, start in zip(batch.rows, starts, strict=True)]
-        return logits[torch.arange(len(last)), last]
+            if have < row.length - at_once:
+                self._read(row, have, row.length - at_once)
+            behind = behind or have < row.length - 1
+        roots = batch.roots[:, None].clamp(max=self.network.vocab_size - 1)
+        if behind and at_once == 2:
+            earlier = torch.tensor([self._known(row.tokens[-2:-1]) for row in batch.rows], device=batch.device)
+            inputs = chain(torch.cat([earlier, roots], dim=1), batch.starts - 1, extent).to(self.network.device)
+            logits = self.network.forward(inputs, self.cache.layers(slice(0, len(batch)), extent)).logits
+            assert logits is not None
+            return self._fitted(advanced(logits[:, 1:], inputs.last()), batch)
+        return self._next(batch, chain(roots, batch.starts, extent).to(self.network.device), roots, extent)
 
     def _read(self, row: Row, start: int, stop: int) -> None:
         """Read some of a row's tokens into the cache."""
@@ -118,16 +126,17 @@ class DraftModel(Drafter):
         last = self.network.vocab_size - 1
         return [min(token, last) for token in tokens]
 
-    def _logits(self, batch: Batch, inputs: Inputs, extent: int) -> Tensor:
-        """float[B, R, V] on the target's device, as wide as the target's vocabulary.
+    def _fitted(self, said: Advance, batch: Batch) -> Advance:
+        """The same on the target's device and over the target's vocabulary.
 
         Families pad their embedding to different sizes: ids that the drafter lacks are never drafted.
         """
-        outputs = self.network.forward(inputs, self.cache.layers(slice(0, len(batch)), extent))
-        assert outputs.logits is not None
-        logits = outputs.logits.to(batch.device)
+        if said.logits.shape[-1] == self.vocab_size and said.logits.device == batch.device:
+            return said
+        logits = said.logits.to(batch.device)
         missing = self.vocab_size - logits.shape[-1]
-        return pad(logits, (0, missing), value=float("-inf")) if missing > 0 else logits[..., : self.vocab_size]
+        logits = pad(logits, (0, missing), value=float("-inf")) if missing > 0 else logits[..., : self.vocab_size]
+        return Advance(logits, logits.max(-1, keepdim=True).indices, said.next)
 
 
 def _drafting(batch: Batch) -> list[Row]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from ...programs import ProgramFolder
 from ...request import Request
 from .. import situations
 from ..situations import drafters, expect_same, greedy, plain_texts, prompts, sampled
 from ..subject import Subject, TinyTarget, Toy
+from ..unrolled import Unrolled
 
 LENGTHS = (1, 5)
 """Draft lengths that are tried."""
@@ -49,6 +53,25 @@ def check_long_prompt(subject: Subject) -> None:
     pieces = prompts(len(lengths), target.vocab_size)
     requests = greedy([(piece * length)[:length] for piece, length in zip(pieces, lengths, strict=True)], 16)
     _compare(subject, target, requests, {"engine.prefill_chunk": 32, "engine.max_rows": 4}, every=1)
+
+
+def check_compiled_text(subject: Subject) -> None:
+    """With compiled forwards the text is the same, and every forward of the method has a program.
+
+    Programs run unrolled, as Python: a forward with a shape or a cache that no program can take is found all the same.
+    """
+    target = subject.target()
+    requests = greedy(prompts(8, target.vocab_size), 24)
+    expected = plain_texts(subject, target, requests)
+    with tempfile.TemporaryDirectory() as folder:
+        for toy in drafters(subject, requests, expected):
+            for rows, every in ((4, 2), (1, 0)):
+                backend = Unrolled(ProgramFolder(Path(folder) / "programs"), compiles=True)
+                config = {"engine.max_rows": rows}
+                with subject.pipeline(target, config=config, beside=toy, backend=backend) as pipeline:
+                    texts = situations.texts(pipeline, requests, every=every)
+                expect_same(texts, expected, requests, f"compiled forwards, {rows} rows{_beside(toy)}")
+                assert not backend.missing, f"no program serves these forwards: {', '.join(backend.missing)}"
 
 
 def check_ends(subject: Subject) -> None:

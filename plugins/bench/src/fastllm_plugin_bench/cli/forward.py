@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @examples(
     "fastllm bench forward",
     "fastllm bench forward --model demo-100m --dtype bfloat16 --contexts 64,256,448",
-    "fastllm bench forward --rows 1,6 --json",
+    "fastllm bench forward --rows 1,6 --set forward=compiled --json",
 )
 def forward(
     model: Model = None,
@@ -60,7 +60,8 @@ def forward(
         machine = machine_of(target.device, target.dtype)
         timings = list(measure(pipeline, counts, lengths, repeats, machine))
         title = (
-            f"{pipeline.config.model} in {str(target.dtype).removeprefix('torch.')} on {pipeline.device.description}"
+            f"{pipeline.config.model} in {str(target.dtype).removeprefix('torch.')} on {pipeline.device.description}, "
+            f"forwards {pipeline.backend.summary}"
         )
     if as_json:
         found = [{**asdict(timing), "ratio": timing.ratio} for timing in timings]

@@ -1,0 +1,64 @@
+"""How forwards are run: a back end below all roles, chosen by `forward`, that changes speed and no result.
+
+eager     as transformers does, kernel by kernel
+compiled  programs compiled ahead of time (`compiled.py`); what has none is compiled when it is first needed
+graphs    captured CUDA or HIP graphs (`graphs.py`)
+auto      programs that are there already, else eager; never waits for a compiler
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .device import Device
+    from .network import Network, Runner
+
+Forward = Literal["auto", "eager", "compiled", "graphs"]
+
+
+class Backend(Protocol):
+    """Makes the runner of each network of a pipeline, once."""
+
+    def runner(self, network: Network) -> Runner:
+        """How this network's forwards are run from now on."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """What runs how, in a few words for a report: "compiled", "eager (nothing is compiled)"."""
+        ...
+
+
+class Eager:
+    """Everything as transformers runs it."""
+
+    summary: Final = "eager"
+
+    def runner(self, network: Network) -> Runner:
+        """The network's own way."""
+        from .network import EagerRunner
+
+        return EagerRunner(network)
+
+
+def make_backend(config: Config, device: Device) -> Backend:
+    """The back end that a configuration asks for on a device. Raises ConfigError if it cannot be there."""
+    if config.forward == "graphs":
+        if device.device.type != "cuda":
+            raise ConfigError(
+                f'forward: "graphs" needs a GPU, and the device is {device.name}; choose "compiled" or "auto"'
+            )
+        from .graphs import Graphs
+
+        return Graphs()
+    if config.forward == "compiled" or (config.forward == "auto" and device.device.type == "cpu"):
+        from .compiled import Compiled
+        from .programs import ProgramFolder
+
+        folder = ProgramFolder(limit_bytes=int(config.programs.limit_gib * 2**30))
+        return Compiled(folder, compiles=config.forward == "compiled")
+    return Eager()

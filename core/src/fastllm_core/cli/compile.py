@@ -1,0 +1,116 @@
+"""`fastllm compile`: programs for the forwards of a configuration, ahead of time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ConfigError, ModelError
+from .settings import (
+    ConfigFile,
+    Debug,
+    DeviceName,
+    Dtype,
+    Method,
+    Model,
+    Settings,
+    TrustRemoteCode,
+    configure,
+    examples,
+)
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+    from ..programs import Program
+
+
+@examples(
+    "fastllm compile --model demo --method speculative",
+    "fastllm compile --model demo --method speculative --dtype float32 --batch",
+    "fastllm compile --list",
+    "fastllm compile --clear",
+)
+def compile_forwards(
+    model: Model = None,
+    method: Method = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    device: DeviceName = None,
+    dtype: Dtype = None,
+    batch: Annotated[bool, typer.Option("--batch", help="Also for several texts side by side.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show what is compiled, and compile nothing.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all compiled programs.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    debug: Debug = False,
+) -> None:
+    """Compile what a model and a method run, once: about a minute for each network. Needs a C++ compiler.
+
+    Afterwards `forward = "auto"`, the default, runs it. Programs belong to these weights, this dtype, this processor
+    and number of threads, and these versions.
+    """
+    from ..programs import ProgramFolder
+
+    folder = ProgramFolder()
+    if clear:
+        count, size = folder.clear()
+        typer.echo(f"deleted {count} programs, {size / 1e6:.0f} MB, from {folder.folder}")
+        return
+    if listed:
+        _show(list(folder))
+        typer.echo(f"{sum(program.bytes for program in folder) / 1e6:.0f} MB in {folder.folder}")
+        return
+    chosen = configure(config, settings, model=model, method=method, device=device, dtype=dtype, forward="compiled")
+    from ..compiled import Compiled
+    from ..compiler import obstacle
+    from ..gain import gain
+    from ..pipeline import load
+
+    reason = obstacle()
+    if reason:
+        raise ConfigError(f"nothing can be compiled here: {reason}; everything runs as before, eagerly")
+    with load(config=chosen, trust_remote_code=trust_remote_code) as pipeline:
+        backend = pipeline.backend
+        if not isinstance(backend, Compiled):
+            raise ConfigError(f"forward: nothing is compiled for {pipeline.device.name}; its forwards run as they are")
+        _run_all(pipeline, batch)
+        _show(backend.taken)
+        if backend.missing or not backend.taken:
+            raise ModelError(f"not compiled: {', '.join(backend.missing) or pipeline.target.name}")
+        network = pipeline.engine.parts.network
+        gains = [str(gain(network, rows)) for rows in (1, pipeline.config.draft.length + 1)]
+        typer.echo(f"a forward of {pipeline.target.name}: {'; '.join(gains)}")
+
+
+def _run_all(pipeline: Pipeline, batch: bool) -> None:
+    """Decode a little in every way, so that every forward comes up: with and without drafts, one text and several."""
+    length = pipeline.config.draft.length
+    period = [3 + index % max(1, min(4, pipeline.target.vocab_size - 3)) for index in range(4)]
+    prompt = [token % pipeline.target.vocab_size for token in period * 3]  # repeats itself, for drafters that look up
+    for prompts in ([prompt], [prompt, prompt[1:]] if batch else []):
+        for speculate in (True, False):
+            if prompts:
+                pipeline.generate(
+                    prompts, max_new_tokens=2 * length + 4, temperature=0, speculate=speculate, ignore_eos=True
+                )
+
+
+def _show(programs: Sequence[Program]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("compiled", "MB", "seconds to compile", "difference from eager")
+    for program in programs:
+        took = sum(float(program.facts.get(key, 0)) for key in ("export_seconds", "compile_seconds"))
+        table.add_row(
+            program.name,
+            f"{program.bytes / 1e6:.0f}",
+            f"{took:.0f}",
+            f"{float(program.facts.get('difference', 0)):.0e}",
+        )
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+command = compile_forwards

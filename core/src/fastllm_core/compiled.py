@@ -1,0 +1,278 @@
+"""The back end of programs that were compiled ahead of time, kept on disk, and loaded without a compiler."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from . import identity
+from .errors import ConfigError, UnsupportedModel
+from .memory import shortage
+from .network import Advance, Answer, EagerRunner, Inputs, Stepping
+from .probe import TOLERANCE
+from .slot_layers import CacheLayers, Layers, buffers_of
+from .step import Form, Sizes, Step
+from .ties import Best
+from .waiting import waiting
+
+if TYPE_CHECKING:
+    from .network import Network, Passage, Runner
+    from .programs import Program, ProgramFolder
+
+NARROWEST: Final = 2
+"""Rows of the narrowest forward: an open size cannot be 1, so a single row comes twice, into the same slot."""
+
+log = logging.getLogger("fastllm")
+
+
+class Compiled:
+    """Runs what there is a program for; the rest is compiled first, or runs eagerly."""
+
+    def __init__(self, folder: ProgramFolder, *, compiles: bool) -> None:
+        """folder: where programs are kept.  compiles: whether to compile what is missing."""
+        self.folder = folder
+        self.compiles = compiles
+        self.taken: list[Program] = []
+        """Programs that are in use."""
+        self.missing: list[str] = []
+        """What runs eagerly, in words."""
+        self._warned: set[str] = set()
+
+    def runner(self, network: Network) -> Runner:
+        """Look for programs as forwards come. What cannot be named by a key runs eagerly."""
+        reason = self.folder.refusal() or identity.unknown_code(network.model)
+        if reason is None and self.compiles:
+            reason = self.obstacle()
+        if reason:
+            self.warn(f"{network.loaded.name} runs eagerly: {reason}")
+            return EagerRunner(network)
+        return CompiledRunner(network, self)
+
+    def obstacle(self) -> str | None:
+        """Why nothing can be compiled here, None if it can."""
+        from .compiler import obstacle
+
+        return obstacle()
+
+    def compile(self, step: Step, path: Path) -> Mapping[str, Any]:
+        """Write a step's program to a file; see `compiler.compile_step`."""
+        from .compiler import compile_step
+
+        return compile_step(step, path)
+
+    def load(self, path: Path) -> LoadedProgram:
+        """A program, once in this process: it holds a copy of the weights."""
+        program = _loaded.get(path)
+        if program is None:
+            lack = shortage(path.stat().st_size, torch.device("cpu"))
+            if lack:
+                raise UnsupportedModel(f"its program {lack}")
+            program = _loaded[path] = LoadedProgram(path)
+        return program
+
+    @property
+    def summary(self) -> str:
+        """Says "compiled", or what runs eagerly beside it."""
+        if not self.taken:
+            return "eager"
+        return f"compiled, but eager for {', '.join(self.missing)}" if self.missing else "compiled"
+
+    def warn(self, message: str) -> None:
+        """Once each, and only to who asked for compiled forwards."""
+        if message not in self._warned:
+            self._warned.add(message)
+            (log.warning if self.compiles else log.info)(message)
+
+
+class CompiledRunner(Stepping):
+    """The forwards of one network."""
+
+    def __init__(self, network: Network, backend: Compiled) -> None:
+        """network: whose forwards these are."""
+        super().__init__(network)
+        self.backend = backend
+        self._forwards: dict[tuple[object, ...], LoadedProgram | None] = {}
+        self._advances: dict[bool, LoadedProgram | None] = {}
+        self._programs: dict[tuple[Passage, Form], LoadedProgram | None] = {}
+        self._facts: dict[str, Any] | None = None
+        self._rows: dict[int, Tensor] = {}
+
+    def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
+        """Run a forward: by its program if there is one and the cache lies in memory as it must."""
+        form = (passage, inputs.hidden is not None, inputs.key_positions is not None, inputs.positions.shape[0] > 1)
+        try:
+            program = self._forwards[form]
+        except KeyError:
+            # Which logits are read is an argument: a prompt and a round have one program.
+            program = self._program(replace(passage, last_logits_only=False), Form(*form[1:]))
+            self._forwards[form] = program
+        buffers = None if program is None else self._buffers(cache)
+        if program is None or buffers is None:
+            return self.network.eager(passage, inputs, cache)
+        return self._run(program, passage, inputs, buffers)
+
+    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
+        """One row, its most likely token and the row behind it, all in one program."""
+        many = inputs.positions.shape[0] > 1
+        try:
+            program = self._advances[many]
+        except KeyError:
+            program = self._advances[many] = self._program(self.network.whole, Form(many=many, advance=True))
+        buffers = None if program is None else self._buffers(cache)
+        assert inputs.tokens is not None
+        if program is None or buffers is None:
+            return super().advance(inputs, cache)
+        logits, likely, positions, slots, mask = program.run(
+            [inputs.tokens.contiguous(), inputs.positions, inputs.slots, inputs.mask, *buffers]
+        )
+        return Advance(logits, likely, Inputs(likely, None, positions, slots, mask, None))
+
+    def _run(self, program: LoadedProgram, passage: Passage, inputs: Inputs, buffers: tuple[Tensor, ...]) -> Answer:
+        entry = inputs.tokens if inputs.hidden is None else inputs.hidden
+        assert entry is not None
+        rows = entry.shape[1]
+        arguments = [entry, inputs.positions, inputs.slots, inputs.mask]
+        if rows < NARROWEST:
+            arguments = [torch.cat((part, part), 1) for part in arguments]
+        else:
+            arguments = [part.contiguous() for part in arguments]
+        if inputs.key_positions is not None:
+            arguments.append(inputs.key_positions.contiguous())
+        whole = passage.stop == self.network.layers
+        if whole:
+            arguments.append(self._rows_to_read(rows, passage.last_logits_only))
+        answers = program.run([*arguments, *buffers])
+        if not whole:
+            return Answer(None, tuple(state[:, :rows] for state in answers))
+        logits, tokens, close, *hidden = answers
+        if rows < NARROWEST or passage.last_logits_only:
+            logits, tokens, close = logits[:, :1], tokens[:, :1], close[:, :1]
+        return Answer(logits, tuple(state[:, :rows] for state in hidden), Best(tokens, close))
+
+    def _buffers(self, cache: CacheLayers) -> tuple[Tensor, ...] | None:
+        buffers = cache.buffers if isinstance(cache, Layers) else buffers_of(cache)
+        if buffers is None:
+            self.backend.warn("a key/value cache that does not lie in memory as the core's own does is run eagerly")
+        return buffers
+
+    def _rows_to_read(self, rows: int, last_only: bool) -> Tensor:
+        """int64[K], K at least 2: the last row alone, or all."""
+        key = -rows if last_only else rows
+        if key not in self._rows:
+            wanted = [rows - 1] * NARROWEST if last_only else [*range(max(rows, NARROWEST))]
+            self._rows[key] = torch.tensor(wanted, device=self.network.device)
+        return self._rows[key]
+
+    def _program(self, passage: Passage, form: Form) -> LoadedProgram | None:
+        """Take, or compile, what serves a forward and every other of its form; None if it must run eagerly."""
+        if (passage, form) not in self._programs:
+            with self.network.clock.paused():
+                self._programs[passage, form] = self._found(passage, form)
+        return self._programs[passage, form]
+
+    def _found(self, passage: Passage, form: Form) -> LoadedProgram | None:
+        name = _name(self.network, passage, form)
+        folder = self.backend.folder
+        if not self.backend.compiles and not folder:
+            self.backend.missing.append(name)
+            return None
+        key = self._key(passage, form)
+        try:
+            found = folder.keep(key, self._build(passage, form, name)) if self.backend.compiles else folder.find(key)
+            loaded = None if found is None else self.backend.load(found.path)
+        except (UnsupportedModel, ConfigError, RuntimeError, OSError) as error:
+            self.backend.warn(f"{name} runs eagerly: {(str(error).splitlines() or [type(error).__name__])[0]}")
+            found = loaded = None
+        if found is None:
+            self.backend.missing.append(name)
+        else:
+            self.backend.taken.append(found)
+        return loaded
+
+    def _key(self, passage: Passage, form: Form) -> Mapping[str, Any]:
+        from .compiler import OPTIONS
+
+        if self._facts is None:
+            self._facts = {"model": identity.of_model(self.network), "machine": identity.of_machine()}
+        asked = {
+            key: sorted(value) if isinstance(value, frozenset) else value for key, value in asdict(passage).items()
+        }
+        asked["hidden_layers"] = list(passage.hidden_layers)
+        return {**self._facts, "passage": asked, "form": asdict(form), "options": OPTIONS}
+
+    def _build(self, passage: Passage, form: Form, name: str) -> Callable[[Path], Mapping[str, Any]]:
+        def build(path: Path) -> Mapping[str, Any]:
+            with waiting(f"compiling {name}, once"):
+                step = Step(self.network, passage, form)
+                facts = self.backend.compile(step, path)
+                return {"name": name, **facts, "difference": check(step, self.backend.load(path)), "at": time.time()}
+
+        return build
+
+
+class LoadedProgram:
+    """A program in this process."""
+
+    def __init__(self, path: Path) -> None:
+        """Load it. Raises RuntimeError if it does not fit this torch."""
+        loader: Any = torch._C._aoti.AOTIModelPackageLoader
+        self._loader = loader(str(path), "model", False, 1, -1)
+
+    def run(self, arguments: list[Tensor]) -> list[Tensor]:
+        """Call it: every argument contiguous, in the order of `Step.forward`. Caches are written in place."""
+        answers: list[Tensor] = self._loader.boxed_run(arguments)
+        return answers
+
+
+_loaded: WeakValueDictionary[Path, LoadedProgram] = WeakValueDictionary()
+
+
+@torch.inference_mode()
+def check(step: Step, program: LoadedProgram) -> float:
+    """The largest difference of a program's answers from the eager forward's, as a share of the largest answer.
+
+    At other sizes than those that it was traced with, which prove little. Raises UnsupportedModel if the difference is
+    more than rounding.
+    """
+    largest = 0.0
+    for rows, extent in ((2, 64), (7, 128)):
+        arguments = step.example(Sizes(rows, extent, extent + 64, rows))
+        parts, buffers = arguments[:-1], arguments[-1]
+        before = [buffer.clone() for buffer in buffers]
+        call: tuple[Any, ...] = (*parts, before)
+        wanted = [*step.eager(*call), *before]
+        given = [*program.run([*(part for part in parts if part is not None), *buffers]), *buffers]
+        for mine, theirs in zip(given, wanted, strict=True):
+            if not mine.is_floating_point():  # tokens, which rounding may change
+                continue
+            difference = (mine.float() - theirs.float()).abs().max().item() / (theirs.float().abs().max().item() or 1.0)
+            if not difference <= TOLERANCE.get(step.network.dtype, 1e-1):  # also if it is not a number
+                raise UnsupportedModel(f"compiled, its answers change by {difference:.2g} of the largest")
+            largest = max(largest, difference)
+    return largest
+
+
+def _name(network: Network, passage: Passage, form: Form) -> str:
+    """What a program is, for people."""
+    words = [network.loaded.name]
+    if (passage.start, passage.stop) != (0, network.layers):
+        words.append(f"layers {passage.start} to {passage.stop - 1}")
+    skipped = len(passage.skip_attention) + len(passage.skip_mlp)
+    if skipped:
+        words.append(f"{skipped} sub-layers skipped")
+    if passage.hidden_layers:
+        words.append(f"hidden states {', '.join(map(str, passage.hidden_layers))}")
+    if form.keyed:
+        words.append("trees")
+    if form.advance:
+        words.append("row by row")
+    words.append("several texts" if form.many else "one text")
+    return ", ".join(words)

@@ -1,0 +1,208 @@
+"""The folder of compiled programs: one file for each, and beside it what it was compiled from.
+
+A program is code that will run in this process and holds a copy of the weights. So the folder belongs to its owner
+alone, a program is either whole or not there, and one is loaded only if its key and its hash are the ones recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from .errors import ConfigError
+
+Key = Mapping[str, Any]
+"""Everything that a program depends on, as JSON values."""
+
+PROGRAM, RECORD, LOCK, PART = ".pt2", ".json", ".lock", ".part-"
+STALE_SECONDS: Final = 3600.0
+"""An unfinished build this old was abandoned."""
+WAIT_SECONDS: Final = 1800.0
+"""How long one process waits while another compiles the same program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A compiled program on disk."""
+
+    path: Path
+    key: Key
+    facts: Mapping[str, Any]
+    """What was noted when it was compiled: seconds, and what it is, for people."""
+    bytes: int
+    used: float
+    """When it was last taken, seconds since 1970."""
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return str(self.facts.get("name", self.path.stem))
+
+
+class ProgramFolder:
+    """Programs by key. Several processes may use the same folder."""
+
+    def __init__(self, folder: Path | None = None, limit_bytes: int = 20 << 30) -> None:
+        """folder: where; None is the user's cache folder.  limit_bytes: above this, the longest unused ones go."""
+        self.folder = programs_folder() if folder is None else folder
+        self.limit_bytes = limit_bytes
+
+    def find(self, key: Key) -> Program | None:
+        """The program that was compiled from exactly this, unharmed, or None. Taking it counts as using it."""
+        digest = digest_of(key)
+        program = self._read(self.folder / f"{digest}{RECORD}")
+        if program is None or program.key != json.loads(_text(key)) or not self._is_unharmed(program):
+            return None
+        os.utime(program.path.with_suffix(RECORD))
+        return program
+
+    def __bool__(self) -> bool:
+        """Whether there is any program at all: if not, nobody need work out a key."""
+        return self.folder.is_dir() and next(self.folder.glob(f"*{RECORD}"), None) is not None
+
+    def __iter__(self) -> Iterator[Program]:
+        """All programs, the longest unused one first."""
+        found = (self._read(path) for path in self.folder.glob(f"*{RECORD}"))
+        return iter(sorted((one for one in found if one is not None), key=lambda one: one.used))
+
+    def keep(self, key: Key, build: Callable[[Path], Mapping[str, Any]]) -> Program:
+        """The program of a key; `build(file)` writes it if it is not there and returns facts about it.
+
+        One process builds, others wait for it. Raises ConfigError if the folder cannot be used.
+        """
+        self._make_folder()
+        digest = digest_of(key)
+        try:
+            with FileLock(self.folder / f"{digest}{LOCK}", timeout=WAIT_SECONDS):
+                found = self.find(key)
+                if found is None:
+                    self._build(key, digest, build)
+                    found = self.find(key)
+        except Timeout as error:
+            raise ConfigError(
+                f"another process has been compiling for {WAIT_SECONDS / 60:.0f} minutes; if none is, delete "
+                f"{error.lock_file}"
+            ) from error
+        if found is None:
+            raise ConfigError(f"{self.folder}: a program was written and cannot be read back; is the disk full?")
+        self._shrink(found)
+        return found
+
+    def clear(self) -> tuple[int, int]:
+        """Delete every program. Returns how many there were and their bytes."""
+        gone = list(self)
+        for program in gone:
+            _remove(program.path)
+        if self.folder.is_dir():
+            for path in self.folder.glob(f"*{LOCK}"):
+                path.unlink(missing_ok=True)
+        return len(gone), sum(program.bytes for program in gone)
+
+    def refusal(self) -> str | None:
+        """Why nothing from this folder may be run, None if all is well or there is no folder."""
+        try:
+            found = self.folder.stat()
+        except FileNotFoundError:
+            return None
+        if not hasattr(os, "getuid"):
+            return None
+        if found.st_uid != os.getuid():
+            return f"{self.folder} belongs to somebody else, and programs in it would run as you"
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            return f"{self.folder} is open to others, and programs in it would run as you: chmod 700 {self.folder}"
+        return None
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.folder}: compiled programs cannot be kept there ({error.strerror}); name another folder in "
+                "the environment variable FASTLLM_CACHE"
+            ) from error
+        reason = self.refusal()
+        if reason:
+            raise ConfigError(reason)
+        for part in self.folder.glob(f"{PART}*"):
+            if time.time() - part.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
+
+    def _build(self, key: Key, digest: str, build: Callable[[Path], Mapping[str, Any]]) -> None:
+        with TemporaryDirectory(dir=self.folder, prefix=PART, ignore_cleanup_errors=True) as part:
+            fresh = Path(part) / f"{digest}{PROGRAM}"
+            facts = build(fresh)
+            record = {"key": dict(key), "facts": dict(facts), "sha256": _sha256(fresh), "bytes": fresh.stat().st_size}
+            note = fresh.with_suffix(RECORD)
+            note.write_text(_text(record), encoding="utf-8")
+            for path in (fresh, note):
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(fresh, self.folder / fresh.name)  # the record last: what has one is whole
+            os.replace(note, self.folder / note.name)
+
+    def _read(self, path: Path) -> Program | None:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return Program(
+                path.with_suffix(PROGRAM), record["key"], record["facts"], int(record["bytes"]), path.stat().st_mtime
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _is_unharmed(self, program: Program) -> bool:
+        if self.refusal():
+            return False
+        try:
+            record = json.loads(program.path.with_suffix(RECORD).read_text(encoding="utf-8"))
+            return bool(program.path.stat().st_size == record["bytes"] and _sha256(program.path) == record["sha256"])
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def _shrink(self, newest: Program) -> None:
+        """Delete the longest unused programs until the rest fits; the newest stays in any case."""
+        programs = [program for program in self if program.path != newest.path]
+        total = sum(program.bytes for program in programs) + newest.bytes
+        for program in programs:
+            if total <= self.limit_bytes:
+                return
+            _remove(program.path)
+            total -= program.bytes
+
+
+def programs_folder() -> Path:
+    """Where programs are kept: under `FASTLLM_CACHE` if that is set, else in the user's cache folder."""
+    chosen = os.environ.get("FASTLLM_CACHE")
+    root = Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("fastllm", appauthor=False)
+    return root / "programs"
+
+
+def digest_of(key: Key) -> str:
+    """The name of a key's files."""
+    return hashlib.sha256(_text(key).encode()).hexdigest()[:32]
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, indent=1)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(program: Path) -> None:
+    """The record first: what has none is not there."""
+    program.with_suffix(RECORD).unlink(missing_ok=True)
+    program.unlink(missing_ok=True)

@@ -1,0 +1,322 @@
+"""Compiled forwards: the step that is compiled, the runner around it, and one that really is compiled.
+
+Most tests run the step as Python in place of a program (`testing.unrolled`), since compiling one takes half a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastllm_core import compiler
+from fastllm_core.backend import Eager, make_backend
+from fastllm_core.batch import Row
+from fastllm_core.cache import SlotCache
+from fastllm_core.compiled import Compiled, CompiledRunner
+from fastllm_core.config import config_from
+from fastllm_core.device import select_device
+from fastllm_core.errors import ConfigError, UnsupportedModel
+from fastllm_core.layout import ancestors, chain, tree
+from fastllm_core.models import LoadedModel
+from fastllm_core.network import EagerRunner, Network, Passage
+from fastllm_core.programs import ProgramFolder
+from fastllm_core.request import Request
+from fastllm_core.step import Form, Sizes, Step
+from fastllm_core.testing import tiny_model
+from fastllm_core.testing.drafters import Branching, Oracle
+from fastllm_core.testing.engines import decode, make_engine
+from fastllm_core.testing.families import family
+from fastllm_core.testing.unrolled import Unrolled, UnrolledProgram
+
+FAMILIES = (
+    "llama",
+    "gemma3_text",
+    "gpt2",
+    "mixtral",
+    "qwen3",
+    "bloom",
+    "deepseek_v3",
+    "gpt_oss",
+    "falcon",
+    "llama4_text",
+)
+EXTENT = 64
+
+
+def network_of(model: Any) -> Network:
+    return Network(LoadedModel("tiny", model, None, torch.device("cpu"), torch.float32))
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Unrolled:
+    return Unrolled(ProgramFolder(tmp_path / "programs"), compiles=True)
+
+
+def rows_of(batch: int, rows: int, kind: str) -> Any:
+    tokens = torch.randint(3, 60, (batch, rows), generator=torch.Generator().manual_seed(rows))
+    starts = torch.arange(10, 10 + batch)
+    if kind == "chain":
+        return chain(tokens, starts, EXTENT)
+    parents = torch.arange(-1, rows - 2).div(2, rounding_mode="floor").expand(batch, -1)
+    sees = ancestors(parents.clamp(min=-1))
+    return tree(tokens, sees, sees.sum(-1) - 1, starts, EXTENT)
+
+
+@torch.inference_mode()
+def filled(network: Network, batch: int) -> SlotCache:
+    cache = SlotCache(network)
+    cache.reserve(batch, 2 * EXTENT)  # more than a forward reads
+    for pair in cache.layers(slice(0, batch), 2 * EXTENT):
+        for store in pair:
+            if store.numel():
+                store.normal_(generator=torch.Generator().manual_seed(5))
+    return cache
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("batch", "rows", "kind"), [(1, 1, "chain"), (1, 5, "chain"), (3, 4, "chain"), (1, 6, "tree")])
+def test_a_step_is_the_networks_own_forward(backend: Unrolled, name: str, batch: int, rows: int, kind: str) -> None:
+    network = network_of(family(name).model())
+    runner = backend.runner(network)
+    passage, inputs = Passage(0, network.layers), rows_of(batch, rows, kind)
+    mine, theirs = filled(network, batch), filled(network, batch)
+    with torch.inference_mode():
+        given = runner.forward(passage, inputs, mine.layers(slice(0, batch), EXTENT)).logits
+        wanted = network.eager(passage, inputs, theirs.layers(slice(0, batch), EXTENT)).logits
+    assert backend.missing == []
+    assert given is not None
+    assert wanted is not None
+    assert given.shape == wanted.shape
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+    for ours, other in zip(
+        mine.layers(slice(0, batch), 2 * EXTENT), theirs.layers(slice(0, batch), 2 * EXTENT), strict=True
+    ):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-4)
+
+
+def test_hidden_states_go_in_and_come_out(backend: Unrolled) -> None:
+    network = network_of(tiny_model("llama"))
+    network.runner = backend.runner(network)
+    inputs, cache = rows_of(2, 3, "chain"), filled(network, 2)
+    layers = cache.layers(slice(0, 2), EXTENT)
+    whole = network.forward(inputs, layers, hidden_layers=(1, 4))
+    lower = network.forward(inputs, layers, stop=2, hidden_layers=(1, 2))
+    upper = network.forward(chain(inputs.tokens, torch.arange(10, 12), EXTENT, hidden=lower.hidden[2]), layers, start=2)
+    assert lower.logits is None
+    torch.testing.assert_close(lower.hidden[1], whole.hidden[1])
+    torch.testing.assert_close(upper.logits, whole.logits, rtol=1e-4, atol=1e-4)
+    network.runner = EagerRunner(network)
+    eager = network.forward(inputs, layers, hidden_layers=(1, 4))
+    torch.testing.assert_close(whole.hidden[4], eager.hidden[4], rtol=1e-4, atol=1e-4)
+    assert len(backend.taken) == 3
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int) -> None:
+    """Each row that comes out is the row that a caller would make of the most likely token."""
+    network = network_of(tiny_model("llama"))
+    found = []
+    for runner in (EagerRunner(network), backend.runner(network)):
+        network.runner = runner
+        layers, row, said = filled(network, batch).layers(slice(0, batch), EXTENT), rows_of(batch, 1, "chain"), []
+        for step in range(4):
+            logits, likely, behind = network.advance(row, layers)
+            starts = torch.arange(11, 11 + batch) + step
+            wanted = chain(logits.argmax(-1, keepdim=True), starts, EXTENT)
+            for part in ("tokens", "positions", "slots", "mask"):
+                assert torch.equal(getattr(behind, part), getattr(wanted, part))
+            assert torch.equal(likely, logits.argmax(-1, keepdim=True))
+            row = behind if step % 2 else behind.of_tokens(torch.full_like(likely, 5 + step))
+            said.append(logits)
+        found.append(torch.stack(said))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    assert [program.facts["name"].endswith("text" if batch == 1 else "texts") for program in backend.taken] == [True]
+
+
+def test_skip_sets_have_programs_of_their_own(backend: Unrolled) -> None:
+    network = network_of(tiny_model("llama"))
+    network.runner = backend.runner(network)
+    inputs, cache = rows_of(1, 3, "chain"), filled(network, 1)
+    options = {"skip_attention": frozenset({1}), "skip_mlp": frozenset({0, 2})}
+    given = network.forward(inputs, cache.layers(slice(0, 1), EXTENT), **options)
+    network.runner = EagerRunner(network)
+    wanted = network.forward(inputs, cache.layers(slice(0, 1), EXTENT), **options)
+    torch.testing.assert_close(given.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    assert [program.name for program in backend.taken] == ["tiny, 3 sub-layers skipped, one text"]
+
+
+def test_one_program_serves_prompts_and_rounds(backend: Unrolled) -> None:
+    model = tiny_model()
+    prompts = [(3, 4, 5, 6, 7, 8, 9), (5,), (9, 8, 7)]
+    requests = [Request(prompt, max_new_tokens=12) for prompt in prompts]
+    wanted = decode(make_engine(model), requests)
+    assert decode(make_engine(model, backend=backend), requests) == wanted
+    assert sorted(program.name for program in backend.taken) == [
+        "LlamaForCausalLM, one text",
+        "LlamaForCausalLM, several texts",
+    ]
+    continuations = {prompt: [*prompt, *tokens] for prompt, tokens in zip(prompts, wanted, strict=True)}
+
+    def known(row: Row, count: int) -> list[int]:
+        return continuations[row.request.prompt][row.length : row.length + count]
+
+    for drafter in (Oracle(continuations, lambda at: at % 3 == 0), Branching(known)):
+        assert decode(make_engine(model, drafter, backend=backend), requests) == wanted
+        assert decode(make_engine(model, drafter, backend=backend), requests, every=2) == wanted
+
+
+def test_programs_are_shared_and_found_by_the_next_process(backend: Unrolled) -> None:
+    model, requests = tiny_model(), [Request((3, 4, 5), max_new_tokens=4)]
+    decode(make_engine(model, backend=backend), requests)
+    again = Unrolled(backend.folder, compiles=False)
+    decode(make_engine(model, backend=again), requests)
+    assert [program.path for program in again.taken] == [program.path for program in backend.taken]
+    assert again.summary == "compiled"
+    other = Unrolled(backend.folder, compiles=False)
+    decode(make_engine(tiny_model(seed=1), backend=other), requests)
+    assert other.taken == [], "another model's weights"
+    assert other.summary == "eager"
+
+
+@pytest.mark.parametrize("change", ["threads", "processor", "version"])
+def test_a_program_belongs_to_its_machine(backend: Unrolled, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    model, requests = tiny_model(), [Request((3, 4, 5), max_new_tokens=4)]
+    decode(make_engine(model, backend=backend), requests)
+    if change == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    elif change == "processor":
+        monkeypatch.setattr("fastllm_core.identity._processor", lambda: "another")
+    else:
+        monkeypatch.setattr(torch, "__version__", "9.9")
+    again = Unrolled(backend.folder, compiles=False)
+    decode(make_engine(model, backend=again), requests)
+    assert again.taken == []
+
+
+def test_auto_works_out_no_key_while_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> str:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr("fastllm_core.identity.weights_digest", read)
+    backend = Compiled(ProgramFolder(tmp_path), compiles=False)
+    decode(make_engine(tiny_model(), backend=backend), [Request((3, 4), max_new_tokens=3)])
+    assert backend.summary == "eager"
+
+
+def test_what_does_not_compile_runs_eagerly_and_says_why(
+    backend: Unrolled, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(step: Step, path: Path) -> dict[str, Any]:
+        raise UnsupportedModel("Unsupported: data-dependent branching")
+
+    monkeypatch.setattr(backend, "compile", refuse)
+    model, requests = tiny_model(), [Request((3, 4, 5), max_new_tokens=4)]
+    with caplog.at_level(logging.WARNING, logger="fastllm"):
+        assert decode(make_engine(model, backend=backend), requests) == decode(make_engine(model), requests)
+    (record,) = caplog.records
+    assert "runs eagerly: Unsupported: data-dependent branching" in record.message
+    assert backend.summary == "eager"
+
+
+def test_a_program_with_other_answers_is_refused(
+    backend: Unrolled, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong(UnrolledProgram):
+        def run(self, arguments: Sequence[Tensor]) -> list[Tensor]:
+            logits, *rest = super().run(arguments)
+            return [logits + logits.abs().max() * 0.01, *rest]
+
+    monkeypatch.setattr(backend, "load", lambda path: Wrong(backend.steps[path.name]))
+    model, requests = tiny_model(), [Request((3, 4, 5), max_new_tokens=4)]
+    assert decode(make_engine(model, backend=backend), requests) == decode(make_engine(model), requests)
+    assert "its answers change by" in caplog.text
+    assert not backend.folder
+
+
+def test_a_program_that_does_not_write_the_cache_is_refused(
+    backend: Unrolled, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Forgetful(UnrolledProgram):
+        def run(self, arguments: Sequence[Tensor]) -> list[Tensor]:
+            return super().run([argument.clone() for argument in arguments])
+
+    monkeypatch.setattr(backend, "load", lambda path: Forgetful(backend.steps[path.name]))
+    decode(make_engine(tiny_model(), backend=backend), [Request((3, 4, 5), max_new_tokens=4)])
+    assert "its answers change by" in caplog.text
+
+
+def test_what_no_key_can_name_runs_eagerly(backend: Unrolled, caplog: pytest.LogCaptureFixture) -> None:
+    hooked = tiny_model()
+    hooked.model.layers[1].register_forward_hook(lambda *_: None)
+    assert not isinstance(backend.runner(network_of(hooked)), CompiledRunner)
+    assert "has hooks" in caplog.text
+
+
+def test_a_cache_that_lies_otherwise_runs_eagerly(backend: Unrolled, caplog: pytest.LogCaptureFixture) -> None:
+    network = network_of(tiny_model())
+    runner = backend.runner(network)
+    stores = [(torch.zeros(1, EXTENT, 2, 8).transpose(1, 2),) * 2 for _ in range(network.layers)]
+    stores = [(keys, keys.clone().transpose(2, 3).contiguous().transpose(2, 3)) for keys, _ in stores]
+    with torch.inference_mode():
+        given = runner.forward(Passage(0, network.layers), rows_of(1, 3, "chain"), stores).logits
+    assert given is not None
+    assert "does not lie in memory" in caplog.text
+
+
+def test_make_backend() -> None:
+    cpu = select_device("cpu", "float32")
+    assert isinstance(make_backend(config_from({"forward": "eager"}), cpu), Eager)
+    auto = make_backend(config_from({}), cpu)
+    assert isinstance(auto, Compiled)
+    assert not auto.compiles
+    asked = make_backend(config_from({"forward": "compiled", "programs.limit_gib": 0.5}), cpu)
+    assert isinstance(asked, Compiled)
+    assert asked.compiles
+    assert asked.folder.limit_bytes == 1 << 29
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        make_backend(config_from({"forward": "graphs"}), cpu)
+
+
+def test_no_compiler_is_said_and_runs_eagerly(
+    backend: Unrolled, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backend, "obstacle", lambda: "there is no C++ compiler: install one")
+    network = network_of(tiny_model())
+    assert isinstance(backend.runner(network), EagerRunner)
+    assert "no C++ compiler" in caplog.text
+
+
+@pytest.mark.parametrize("form", [Form(), Form(many=True), Form(advance=True), Form(keyed=True)], ids=str)
+def test_a_step_exports_with_open_sizes(form: Form) -> None:
+    network = network_of(family("qwen3").model())
+    step = Step(network, Passage(0, network.layers), form)
+    with torch.no_grad():
+        exported = torch.export.export(
+            step, step.example(), dynamic_shapes=step.open_sizes(), strict=False, **{compiler.OPEN_RANGES: True}
+        )
+        other = step.example(Sizes(4, 96, 130, 4))
+        mine = (*other[:-1], [buffer.clone() for buffer in other[-1]])
+        torch.testing.assert_close(exported.module()(*mine), step(*other), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mine[-1], other[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_one_that_is_really_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiler.obstacle():
+        pytest.skip(str(compiler.obstacle()))
+    monkeypatch.setattr(compiler, "OPTIONS", {"freezing": True})  # without timing kernels, which takes longer
+    model = tiny_model(num_hidden_layers=1)
+    requests = [Request((3, 4, 5, 6, 7), max_new_tokens=12)]
+    wanted = decode(make_engine(model), requests)
+    backend = Compiled(ProgramFolder(tmp_path / "programs"), compiles=True)
+    oracle = Oracle({(3, 4, 5, 6, 7): [3, 4, 5, 6, 7, *wanted[0]]}, lambda at: at % 4 == 0)
+    assert decode(make_engine(model, backend=backend), requests) == wanted
+    assert decode(make_engine(model, oracle, backend=backend), requests) == wanted
+    (program,) = {program.path: program for program in backend.taken}.values()
+    assert program.facts["difference"] < 1e-3
+    assert [path.suffix for path in sorted(backend.folder.folder.iterdir())] == [".json", ".lock", ".pt2"]

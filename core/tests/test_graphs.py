@@ -1,0 +1,132 @@
+"""Captured graphs, without a GPU: a recorder of operations stands for the driver, and replaying runs them again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from fastllm_core import graphs
+from fastllm_core.graphs import Graphs
+from fastllm_core.request import Request
+from fastllm_core.testing import tiny_model
+from fastllm_core.testing.drafters import Oracle
+from fastllm_core.testing.engines import decode, make_engine
+
+
+class FakeGraph(TorchDispatchMode):
+    """Records every operation with its tensors; `replay` runs them into the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+        self.replays = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        self.replays += 1
+        for func, args, kwargs, out in self.operations:
+            new = func(*args, **kwargs)
+            for mine, fresh in zip(tree_flatten(out)[0], tree_flatten(new)[0], strict=True):
+                if isinstance(mine, torch.Tensor) and mine.data_ptr() != fresh.data_ptr():
+                    mine.copy_(fresh)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
+    made: list[FakeGraph] = []
+
+    def new_graph() -> FakeGraph:
+        made.append(FakeGraph())
+        return made[-1]
+
+    @contextmanager
+    def recording(graph: FakeGraph) -> Iterator[None]:
+        with graph:
+            yield
+
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    return made
+
+
+PROMPTS = [(3, 4, 5, 6, 7, 8, 9), (5, 6), (9, 8, 7)]
+
+
+def requests(count: int = 12) -> list[Request]:
+    return [Request(prompt, max_new_tokens=count) for prompt in PROMPTS]
+
+
+def test_texts_are_the_same_and_graphs_are_replayed(driver: Sequence[FakeGraph]) -> None:
+    model = tiny_model()
+    wanted = decode(make_engine(model), requests())
+    backend = Graphs()
+    assert decode(make_engine(model, backend=backend), requests()) == wanted
+    assert backend.summary == "graphs"
+    assert sum(graph.replays for graph in driver) > len(driver), "graphs are captured and used once"
+    continuations = {prompt: [*prompt, *tokens] for prompt, tokens in zip(PROMPTS, wanted, strict=True)}
+    oracle = Oracle(continuations, lambda at: at % 3 == 0)
+    assert decode(make_engine(model, oracle, backend=Graphs()), requests(), every=2) == wanted
+
+
+def test_another_cache_is_another_graph(driver: Sequence[FakeGraph]) -> None:
+    """Prompts long enough that the cache grows into new memory while rows are at work."""
+    model = tiny_model()
+    longer = [Request(tuple(3 + (i * k) % 50 for i in range(10 * k)), max_new_tokens=20) for k in (1, 7, 11)]
+    wanted = decode(make_engine(model), longer, every=3)
+    assert decode(make_engine(model, backend=Graphs()), longer, every=3) == wanted
+
+
+def test_answers_outlive_the_next_replay(driver: Sequence[FakeGraph]) -> None:
+    engine = make_engine(tiny_model(), backend=Graphs())
+    network = engine.parts.network
+    from fastllm_core.cache import SlotCache
+    from fastllm_core.layout import chain
+
+    cache = SlotCache(network)
+    cache.reserve(1, 64)
+    layers = cache.layers(slice(0, 1), 64)
+    first = network.forward(chain(torch.tensor([[3]]), torch.tensor([0]), 64), layers).logits
+    assert first is not None
+    before = first.clone()
+    network.forward(chain(torch.tensor([[9]]), torch.tensor([1]), 64), layers)
+    assert torch.equal(first, before)
+
+
+def test_few_are_kept(driver: Sequence[FakeGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 1)
+    model = tiny_model()
+    wanted = decode(make_engine(model), requests())
+    assert decode(make_engine(model, backend=Graphs()), requests(), every=2) == wanted
+
+
+def test_what_cannot_be_captured_runs_eagerly(
+    driver: Sequence[FakeGraph], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", refuse)
+    model = tiny_model()
+    backend = Graphs()
+    with caplog.at_level(logging.WARNING, logger="fastllm"):
+        assert decode(make_engine(model, backend=backend), requests()) == decode(make_engine(model), requests())
+    assert {record.message for record in caplog.records} == {
+        "LlamaForCausalLM runs without graphs: operation not permitted when stream is capturing"
+    }
+    assert backend.summary == "graphs, but eager for LlamaForCausalLM"
