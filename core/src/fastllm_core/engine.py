@@ -216,7 +216,7 @@ class Engine:
             scores = parts.verifier.score(batch, draft)
         with clock.phase("accept"):
             verdict = parts.acceptor.decide(batch, draft, scores)
-            ties = self._ties(batch, scores, verdict)
+            ties = self._ties(batch, draft, scores, verdict)
             packed = torch.cat(
                 [draft.lengths[:, None], verdict.accepted[:, None], verdict.tokens, ties], dim=1
             ).tolist()
@@ -281,14 +281,14 @@ class Engine:
             observer.observe(batch, draft, scores, verdict)
         return events
 
-    def _ties(self, batch: Batch, scores: Scores, verdict: Verdict) -> torch.Tensor:
-        """int64[B, D + 1]: whether each committed token won by no more than rounding; [B, 0] where nobody asks."""
+    def _ties(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> torch.Tensor:
+        """[B, D + 1]: whether each committed token won by no more than rounding; [B, 0] where nobody asks."""
         if self.exact or not (batch.sampling.greedy or batch.sampling.mixed):
             return verdict.tokens[:, :0]
         close = scores.best.close if scores.best else best_of(scores.logits, self.parts.network.dtype).close
         if batch.sampling.mixed:
             close = close & (batch.sampling.temperature == 0)[:, None]
-        return of_committed(close, verdict).long()
+        return close if draft.parents is None else of_committed(close, verdict)  # a chain's path is its rows
 
     def _count(
         self,

@@ -5,6 +5,8 @@ Shapes as in `protocols`; R is the number of rows of the forward.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -16,11 +18,19 @@ def chain(tokens: Tensor, starts: Tensor, extent: int, *, hidden: Tensor | None 
 
     tokens: int64[B, R].  starts: int64[B].  extent: T.  hidden: float[B, R, H], used instead of the tokens if given.
     """
-    offsets = torch.arange(tokens.shape[1], device=tokens.device)
-    positions = starts[:, None] + offsets
-    mask = torch.arange(extent, device=tokens.device) <= positions[:, :, None]
-    slots = positions.clamp(max=extent - 1)  # padding beyond the capacity shares the last slot, which nothing else uses
+    rows, device = tokens.shape[1], tokens.device
+    positions = starts[:, None] if rows == 1 else starts[:, None] + counted(rows, device)
+    mask = counted(extent, device) <= positions[:, :, None]
+    # Padding beyond the capacity shares the last slot, which nothing else uses; a single row is no padding.
+    slots = positions if rows == 1 else positions.clamp(max=extent - 1)
     return Inputs(tokens if hidden is None else None, hidden, positions, slots, mask, None)
+
+
+@lru_cache(maxsize=256)
+def counted(count: int, device: torch.device) -> Tensor:
+    """int64[count]: 0, 1, 2, ... Made once: a few of them are in every round, where each operation shows."""
+    with torch.inference_mode(False):
+        return torch.arange(count, device=device)
 
 
 def tree(
