@@ -14,6 +14,7 @@ import tempfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -65,23 +66,29 @@ def check(source: Path) -> None:
 
 
 def attempt() -> None:
-    """Install all wheels into a fresh environment that borrows only third-party packages from this one."""
+    """Install all wheels into one environment, and load every entry point there."""
     with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True)
-        python = str(Path(folder) / "bin" / "python")
-        site = subprocess.run(
-            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
-        ).stdout.strip()
-        run(python, "-m", "pip", "install", "--quiet", "--no-deps", *map(str, sorted(DIST.glob("*.whl"))))
-        borrowed = Path(site) / "borrowed"
-        borrowed.mkdir()
-        here = Path(next(path for path in sys.path if path.endswith("site-packages")))
-        for path in here.iterdir():  # but for this checkout, which is installed as editable
-            if not path.name.startswith(("fastllm", "__editable__")) and path.suffix != ".pth":
-                (borrowed / path.name).symlink_to(path)
-        (Path(site) / "borrowed.pth").write_text(str(borrowed) + "\n", encoding="utf-8")
-        run(python, "-c", TRY)
-        run(str(Path(folder) / "bin" / "fastllm"), "plugins", "list")
+        programs = environment(Path(folder), sorted(DIST.glob("*.whl")))
+        run(str(programs / "python"), "-c", TRY)
+        run(str(programs / "fastllm"), "plugins", "list")
+
+
+def environment(folder: Path, wheels: Sequence[Path]) -> Path:
+    """A fresh environment with some wheels, which borrows third-party packages from this one and nothing of ours.
+
+    Returns the folder of its programs.
+    """
+    venv.create(folder, with_pip=True)
+    programs = folder / "bin"
+    run(str(programs / "python"), "-m", "pip", "install", "--quiet", "--no-deps", *map(str, wheels))
+    site = next((folder / "lib").glob("python*")) / "site-packages"
+    borrowed = folder / "borrowed"
+    borrowed.mkdir()
+    for path in Path(next(path for path in sys.path if path.endswith("site-packages"))).iterdir():
+        if not path.name.startswith(("fastllm", "__editable__")) and path.suffix != ".pth":
+            (borrowed / path.name).symlink_to(path)
+    (site / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
+    return programs
 
 
 def run(*command: str, quiet: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -108,8 +109,10 @@ def test_trees_are_refused() -> None:
 
 def test_a_mixture_of_experts_is_batched_or_refused() -> None:
     network = Network(load_model(tiny_model("mixtral", num_local_experts=4)))
-    with pytest.raises(ConfigError, match=r"exact: model '.*' on cpu in float32 does not give the same bits"):
-        steady_width(network, 3, 5)
+    try:  # some processors sum a token's experts alike, however many tokens chose them
+        assert steady_width(network, 3, 5) >= 5
+    except ConfigError as error:
+        assert re.match(r"exact: model '.*' on cpu in float32 does not give the same bits", str(error))  # noqa: PT017
     batch_experts(network)
     assert steady_width(network, 3, 5) >= 5
     assert network.loaded.model.config._experts_implementation != "batched_mm", "the user's model is not changed"

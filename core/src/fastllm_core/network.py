@@ -200,8 +200,16 @@ class Network:
         self._last_position = (loaded.context_length or 1 << 30) - 1
         self.whole = Passage(0, self.layers)
         """All layers."""
-        self.runner: Runner = EagerRunner(self)
-        """How forwards are run; a back end puts its own here."""
+        self._runner: Runner | None = None
+
+    @property
+    def runner(self) -> Runner:
+        """How forwards are run: eagerly, until a back end puts its own here."""
+        return self._runner or EagerRunner(self)
+
+    @runner.setter
+    def runner(self, runner: Runner) -> None:
+        self._runner = runner
 
     @property
     def vocab_size(self) -> int:
@@ -231,7 +239,7 @@ class Network:
         """The same network with other windows and chunks, on the same copy of the model."""
         other = copy.copy(self)
         other.spans = spans
-        other.runner = EagerRunner(other)
+        other._runner = None
         return other
 
     def stock(self) -> nn.Module:
@@ -257,9 +265,12 @@ class Network:
         """Run layers `start..stop-1` (all by default) over R rows, writing their keys and values into `cache`.
 
         Tokens enter at layer 0, hidden states at any. Logits are there if the last layer ran.
-        hidden_layers: which hidden states to return.  skip_*: layers whose attention or MLP adds nothing.
+        hidden_layers: which hidden states to return; those behind a lower part are always there.
+        skip_*: layers whose attention or MLP adds nothing.
         """
         end = self.layers if stop is None else stop
+        if end < self.layers and end not in hidden_layers:
+            hidden_layers = (*hidden_layers, end)
         passage = Passage(start, end, skip_attention, skip_mlp, hidden_layers, last_logits_only)
         with self.clock.forward():
             logits, hidden, best = self.runner.forward(passage, inputs, cache)
@@ -372,7 +383,7 @@ class Network:
         other = copy.copy(self)
         other.model, other._views = share(self.model), {}
         take_fusible_attention(other.model)
-        other.runner = EagerRunner(other)
+        other._runner = None
         return other
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastllm_core
+from fastllm_core import ConfigError
 from fastllm_core.testing import tiny_model, tiny_tokenizer
 from fastllm_plugin_bench.arm import Job, NotApplicable
 from fastllm_plugin_bench.peers import Pair, peers
@@ -55,6 +56,18 @@ def test_every_way_of_assisting_says_what_plain_decoding_says(pair: Pair) -> Non
     model = pair.owner.target.model
     assert (model.generation_config.to_dict(), model.config.to_dict()) == state
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_one_way_alone_may_be_asked_for(pair: Pair) -> None:
+    wanted = ["transformers plain", "llama.cpp drafted", "transformers early exit"]
+    labels = [label for label, _ in peers(wanted, pair)]
+    assert labels == ["transformers", "llama.cpp drafted", "transformers early exit"]
+    with pytest.raises(
+        ConfigError, match=r"transformers asisted: of transformers there are transformers plain, .*early"
+    ):
+        list(peers(["transformers asisted"], pair))
+    with pytest.raises(ConfigError, match=r"vllm: there are transformers and llama\.cpp"):
+        list(peers(["vllm"], pair))
 
 
 def test_assistance_commits_several_tokens_in_a_round(pair: Pair) -> None:

@@ -40,7 +40,8 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(min=2, help="The most tokens of each text.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 3,
     against: Annotated[
-        str | None, typer.Option(help="Peers in the same run: transformers, llama.cpp, or both by a comma.")
+        str | None,
+        typer.Option(help="Peers in the same run: transformers, llama.cpp; or one arm: transformers assisted."),
     ] = None,
     assistant: Annotated[
         str | None,

@@ -32,12 +32,25 @@ class Pair:
 
 
 def peers(names: Sequence[str], pair: Pair) -> Iterator[tuple[str, Callable[[], Arm]]]:
-    """Label and maker of every arm of some peers. Raises ConfigError for an unknown one."""
+    """Label and maker of the arms of some peers: all of a program ("transformers"), or one ("transformers assisted").
+
+    A program's plain decoding alone is its name with "plain". Raises ConfigError for one that does not exist.
+    """
     for name in names:
-        if name == "transformers":
-            from .transformers import arms
-        elif name == "llama.cpp":
-            from .llama_cpp import arms
-        else:
+        program = next((each for each in NAMES if name == each or name.startswith(f"{each} ")), None)
+        if program is None:
             raise ConfigError(f"--against {name}: there are {' and '.join(NAMES)}")
-        yield from arms(pair)
+        found = dict(_arms(program, pair))
+        wanted = name.removesuffix(" plain")
+        if name != program and wanted not in found:
+            others = ", ".join(f"{label} plain" if label == program else label for label in found)
+            raise ConfigError(f"--against {name}: of {program} there are {others}")
+        yield from found.items() if name == program else [(wanted, found[wanted])]
+
+
+def _arms(program: str, pair: Pair) -> Iterator[tuple[str, Callable[[], Arm]]]:
+    if program == "transformers":
+        from .transformers import arms
+    else:
+        from .llama_cpp import arms
+    yield from arms(pair)
