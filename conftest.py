@@ -1,10 +1,12 @@
-"""For every test of the repository: forwards run eagerly unless a test says otherwise.
+"""For every test of the repository: programs that someone has compiled on this machine are not taken.
 
-By default programs that someone has compiled on this machine would be taken, and a test would depend on them.
+`FASTLLM_COMPILED=FOLDER FASTLLM_FORWARD=compiled pytest -m slow tests/test_equality.py` runs a suite by compiled ones.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
-os.environ["FASTLLM_FORWARD"] = "eager"
+os.environ.setdefault("FASTLLM_COMPILED", str(Path(tempfile.gettempdir()) / "fastllm-tests-compile-nothing"))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,13 +20,17 @@ from fastllm_core.testing import Branching
 from fastllm_core.testing.engines import decode, make_engine
 
 NEW = 40
+FORWARD = os.environ.get("FASTLLM_FORWARD", "eager")
+"""The back end of this run."""
 Texts = list[list[int]]
 Openings = Callable[[int], list[str]]
 
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Pipeline]:
-    with fastllm_core.load("demo", "plain", config={"engine.max_rows": 5}, dtype="float32", device="cpu") as pipeline:
+    with fastllm_core.load(
+        "demo", "plain", config={"engine.max_rows": 5, "forward": FORWARD}, dtype="float32", device="cpu"
+    ) as pipeline:
         yield pipeline
 
 
@@ -34,7 +39,7 @@ def speculative() -> Iterator[Pipeline]:
     with fastllm_core.load(
         "demo",
         "speculative",
-        config={"engine.max_rows": 5, "draft.controller": "fixed", "draft.length": 5},
+        config={"engine.max_rows": 5, "draft.controller": "fixed", "draft.length": 5, "forward": FORWARD},
         dtype="float32",
         device="cpu",
     ) as pipeline:

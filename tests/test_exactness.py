@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ def generations(method: str, dtype: str, texts: list[str], rows: int, **settings
         "engine.max_rows": rows,
         "draft.controller": "fixed",
         "draft.length": 5,
+        "forward": os.environ.get("FASTLLM_FORWARD", "eager"),
         **settings.pop("config", {}),
     }
     with fastllm_core.load("demo", method, config=config) as pipeline:

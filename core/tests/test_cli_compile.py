@@ -18,8 +18,7 @@ from fastllm_core.testing.unrolled import Unrolled
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("FASTLLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("FASTLLM_FORWARD", raising=False)
+    monkeypatch.setenv("FASTLLM_COMPILED", str(tmp_path / "compiled"))
 
     monkeypatch.setattr(compiled, "Compiled", Unrolled)
     folder = tmp_path / "model"

@@ -136,12 +136,15 @@ def test_clearing_deletes_all(folder: ProgramFolder) -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_plain_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="FASTLLM_CACHE"):
+    with pytest.raises(ConfigError, match="FASTLLM_COMPILED"):
         ProgramFolder(tmp_path / "file" / "programs").keep(KEY, never)
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FASTLLM_COMPILED", str(tmp_path / "own"))
     monkeypatch.setenv("FASTLLM_CACHE", str(tmp_path))
+    assert programs_folder() == tmp_path / "own"
+    monkeypatch.delenv("FASTLLM_COMPILED")
     assert programs_folder() == tmp_path / "programs"
     monkeypatch.delenv("FASTLLM_CACHE")
     assert programs_folder().name == "programs"

@@ -117,7 +117,7 @@ class Engine(Section):
 
 
 class Programs(Section):
-    """Where compiled forwards are kept: in the folder `programs` of FASTLLM_CACHE, or of the user's cache folder."""
+    """Compiled forwards on disk, in the folder that FASTLLM_COMPILED names or in the user's cache folder."""
 
     limit_gib: PositiveFloat = Field(
         default=20.0, description="Gibibytes that compiled programs may take; above it the longest unused ones go."

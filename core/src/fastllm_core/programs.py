@@ -130,7 +130,7 @@ class ProgramFolder:
         except OSError as error:
             raise ConfigError(
                 f"{self.folder}: compiled programs cannot be kept there ({error.strerror}); name another folder in "
-                "the environment variable FASTLLM_CACHE"
+                "the environment variable FASTLLM_COMPILED"
             ) from error
         reason = self.refusal()
         if reason:
@@ -182,9 +182,11 @@ class ProgramFolder:
 
 
 def programs_folder() -> Path:
-    """Where programs are kept: under `FASTLLM_CACHE` if that is set, else in the user's cache folder."""
-    chosen = os.environ.get("FASTLLM_CACHE")
-    root = Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("fastllm", appauthor=False)
+    """Where programs are kept: `FASTLLM_COMPILED`, else `programs` in `FASTLLM_CACHE` or the user's cache folder."""
+    own, cache = os.environ.get("FASTLLM_COMPILED"), os.environ.get("FASTLLM_CACHE")
+    if own:
+        return Path(own).expanduser().absolute()
+    root = Path(cache).expanduser().absolute() if cache else platformdirs.user_cache_path("fastllm", appauthor=False)
     return root / "programs"
 
 

@@ -16,7 +16,7 @@ from .errors import ConfigError
 from .suggest import did_you_mean
 
 PREFIX = "FASTLLM_"
-RESERVED = ("FASTLLM_PLUGINS", "FASTLLM_CACHE", "FASTLLM_CONFIG", "FASTLLM_TRACE_PLUGINS")
+RESERVED = ("FASTLLM_PLUGINS", "FASTLLM_CACHE", "FASTLLM_COMPILED", "FASTLLM_CONFIG", "FASTLLM_TRACE_PLUGINS")
 """Variables of fastllm that are not configuration keys."""
 
 Path_ = tuple[str, ...]
