@@ -32,7 +32,7 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy
 
 docs: $(INSTALLED)
-	@$(BIN)/python -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "open .site/index.html"
 
 packages: $(INSTALLED)

@@ -32,7 +32,7 @@ SECTIONS = {
     ),
     "Roles": ("protocols", ("Drafter", "Verifier", "Acceptor", "KVCache", "Observer")),
     "Live rows": ("batch", ("Row", "Batch")),
-    "The forward port": ("network", ("Inputs", "Outputs", "Network")),
+    "The forward port": ("network", ("Inputs", "Outputs", "Network", "Advance", "advanced")),
     "Where rows stand": ("layout", ("chain", "tree", "ancestors")),
     "Reading tokens into a cache": ("prefill", ("read",)),
     "Acceptance rules": ("acceptance", ("match", "reject_chain", "reject_tree", "reject_block", "residual")),
