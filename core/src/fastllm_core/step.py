@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from .network import Answer, Inputs, Network, Passage, advanced
 from .slot_layers import SlotLayer
@@ -169,6 +168,8 @@ class Step(nn.Module):
 
     def open_sizes(self) -> tuple[Any, ...]:
         """Which sizes of the arguments are open, as torch.export wants to be told."""
+        from torch.export import Dim  # half a second, and nobody who only loads a program needs it
+
         texts = {0: Dim("texts", min=2, max=MOST_TEXTS)} if self.form.many else {}
         rows = {} if self.form.advance else {1: Dim("rows", min=2, max=MOST_ROWS)}
         extent, capacity = Dim("extent", min=2, max=MOST_SLOTS), Dim("capacity", min=2, max=MOST_SLOTS)
