@@ -22,7 +22,7 @@ ROLES = dict(
 )
 PROJECT = """
 [build-system]
-requires = ["flit_core>=3.12,<5"]
+requires = ["flit_core>=3.12,<4"]
 build-backend = "flit_core.buildapi"
 
 [project]
