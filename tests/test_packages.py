@@ -32,7 +32,7 @@ description = "Fills a role"
 dependencies = ["fastllm-core>=0.1,<0.2"]
 
 [project.entry-points."fastllm.parts"]
-{role} = "third_party_{role}:Plugin"
+{role} = "third_party_{role}.plugin:Plugin"
 
 [tool.flit.module]
 name = "third_party_{role}"
@@ -60,6 +60,22 @@ def wheel(source: Path, dist: Path) -> Path:
     return next(iter(set(dist.glob("*.whl")) - before))
 
 
+def written(folder: Path, role: str, code: str) -> Path:
+    """The page's example as a package: the plugin in a module that is light to import, the rest in another."""
+    source = folder / role
+    package = source / f"third_party_{role}"
+    package.mkdir(parents=True)
+    (source / "pyproject.toml").write_text(PROJECT.format(role=role), encoding="utf-8")
+    (package / "__init__.py").write_text(f'"""Fills the role of the {role}."""\n', encoding="utf-8")
+    above, plugin = code.split("class Plugin:")
+    (package / "role.py").write_text(above, encoding="utf-8")
+    needed = ", ".join(re.findall(r"^class (\w+)", above, re.MULTILINE))
+    plugin = re.sub(r"(    def fastllm_\w+\(.*\):\n)", rf"\1        from .role import {needed}\n\n", plugin)
+    text = f"from fastllm_core import hookimpl\n\n\nclass Plugin:{plugin}"
+    (package / "plugin.py").write_text(text, encoding="utf-8")
+    return source
+
+
 @pytest.mark.slow
 def test_wheels_of_third_parties_are_found_checked_and_removed(tmp_path: Path) -> None:
     """A drafter from `plugins new`, and an acceptor, a cache wrapper and a verifier as a third party writes them."""
@@ -67,12 +83,7 @@ def test_wheels_of_third_parties_are_found_checked_and_removed(tmp_path: Path) -
     dist.mkdir()
     run(Path(sys.executable).parent / "fastllm", "plugins", "new", "cuckoo", cwd=tmp_path)
     sources = {"cuckoo": next(tmp_path.glob("*cuckoo*"))}
-    for role, code in ROLES.items():
-        sources[role] = tmp_path / role
-        sources[role].mkdir()
-        (sources[role] / "pyproject.toml").write_text(PROJECT.format(role=role), encoding="utf-8")
-        docstring = f'"""Fills the role of the {role}."""\n\n'
-        (sources[role] / f"third_party_{role}.py").write_text(docstring + code, encoding="utf-8")
+    sources |= {role: written(tmp_path, role, code) for role, code in ROLES.items()}
     wheels = {name: wheel(source, dist) for name, source in sources.items()}
     ours = [wheel(ROOT / "core", dist), wheel(ROOT / "plugins" / "demo", dist)]
     programs = packages().environment(tmp_path / "env", [*ours, *wheels.values()])
