@@ -199,14 +199,23 @@ def test_a_program_belongs_to_its_machine(backend: Unrolled, monkeypatch: pytest
     assert again.taken == []
 
 
-def test_auto_works_out_no_key_while_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("there", ["nothing", "another architecture", "another machine's"])
+def test_auto_reads_no_weights_where_no_program_can_fit(
+    backend: Unrolled, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    requests = [Request((3, 4), max_new_tokens=3)]
+    if there != "nothing":
+        decode(make_engine(tiny_model(num_hidden_layers=3 if "arch" in there else 4), backend=backend), requests)
+    if "machine" in there:
+        monkeypatch.setattr("fastllm_core.identity._processor", lambda: "another")
+
     def read(*_: object) -> str:
         raise AssertionError("the weights were read")
 
     monkeypatch.setattr("fastllm_core.identity.weights_digest", read)
-    backend = Compiled(ProgramFolder(tmp_path), compiles=False)
-    decode(make_engine(tiny_model(), backend=backend), [Request((3, 4), max_new_tokens=3)])
-    assert backend.summary == "eager"
+    auto = Unrolled(backend.folder, compiles=False)
+    decode(make_engine(tiny_model(), backend=auto), requests)
+    assert auto.summary == "eager"
 
 
 def test_what_does_not_compile_runs_eagerly_and_says_why(

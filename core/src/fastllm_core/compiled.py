@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
@@ -181,7 +182,7 @@ class CompiledRunner(Stepping):
     def _found(self, passage: Passage, form: Form) -> LoadedProgram | None:
         name = _name(self.network, passage, form)
         folder = self.backend.folder
-        if not self.backend.compiles and not folder:
+        if not self.backend.compiles and not self._worth_a_key:
             self.backend.missing.append(name)
             return None
         key = self._key(passage, form)
@@ -196,6 +197,14 @@ class CompiledRunner(Stepping):
         else:
             self.backend.taken.append(found)
         return loaded
+
+    @cached_property
+    def _worth_a_key(self) -> bool:
+        """Whether a program for a model like this one is there: only then are its weights read, which takes a while."""
+        if not self.backend.folder:
+            return False
+        facts = {"model": identity.of_architecture(self.network), "machine": identity.of_machine()}
+        return self.backend.folder.has_like(facts)
 
     def _key(self, passage: Passage, form: Form) -> Mapping[str, Any]:
         from .compiler import OPTIONS

@@ -22,6 +22,11 @@ STOCK: Final = ("torch.nn.", "transformers.")
 
 def of_model(network: Network) -> dict[str, Any]:
     """A network's architecture, configuration and weights, as JSON values. Reads every weight once."""
+    return {**of_architecture(network), "weights": weights_digest(network.model)}
+
+
+def of_architecture(network: Network) -> dict[str, Any]:
+    """The same without the weights: known at once, however large they are."""
     config: Any = network.model.config
     settings = json.loads(config.to_json_string(use_diff=False))
     for key in ("_name_or_path", "transformers_version"):
@@ -31,7 +36,6 @@ def of_model(network: Network) -> dict[str, Any]:
         "config": settings,
         "attention": config._attn_implementation,
         "experts": str(getattr(config, "_experts_implementation", None)),
-        "weights": weights_digest(network.model),
         "dtype": str(network.dtype),
         "device": network.device.type,
     }

@@ -72,6 +72,13 @@ class ProgramFolder:
         """Whether there is any program at all: if not, nobody need work out a key."""
         return self.folder.is_dir() and next(self.folder.glob(f"*{RECORD}"), None) is not None
 
+    def has_like(self, facts: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether any program's key has these values in these parts, so that it is worth working out a whole key."""
+        return any(
+            all(program.key.get(part, {}).get(name) == value for part in facts for name, value in facts[part].items())
+            for program in self
+        )
+
     def __iter__(self) -> Iterator[Program]:
         """All programs, the longest unused one first."""
         found = (self._read(path) for path in self.folder.glob(f"*{RECORD}"))
