@@ -303,6 +303,8 @@ def test_no_compiler_is_said_and_runs_eagerly(
 
 @pytest.mark.parametrize("form", [Form(), Form(many=True), Form(advance=True), Form(keyed=True)], ids=str)
 def test_a_step_exports_with_open_sizes(form: Form) -> None:
+    if compiler.obstacle():
+        pytest.skip(str(compiler.obstacle()))
     network = network_of(family("qwen3").model())
     step = Step(network, Passage(0, network.layers), form)
     with torch.no_grad():
