@@ -6,19 +6,21 @@ Most tests run the step as Python in place of a program (`testing.unrolled`), si
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastllm_core import compiler
+from fastllm_core import Adapter, compiler
 from fastllm_core.backend import Eager, make_backend
 from fastllm_core.batch import Row
 from fastllm_core.cache import SlotCache
-from fastllm_core.compiled import Compiled, CompiledRunner
+from fastllm_core.compiled import Compiled
 from fastllm_core.config import config_from
 from fastllm_core.device import select_device
 from fastllm_core.errors import ConfigError, UnsupportedModel
@@ -260,11 +262,54 @@ def test_a_program_that_does_not_write_the_cache_is_refused(
     assert "its answers change by" in caplog.text
 
 
-def test_what_no_key_can_name_runs_eagerly(backend: Unrolled, caplog: pytest.LogCaptureFixture) -> None:
-    hooked = tiny_model()
-    hooked.model.layers[1].register_forward_hook(lambda *_: None)
-    assert not isinstance(backend.runner(network_of(hooked)), CompiledRunner)
-    assert "has hooks" in caplog.text
+class Own(nn.Linear):
+    """A module whose code came from elsewhere."""
+
+
+def hooked(model: Any) -> None:
+    model.model.layers[1].register_forward_hook(lambda *_: None)
+
+
+def replaced(model: Any) -> None:
+    part = model.model.layers[0].mlp
+    part.forward = MethodType(type(part).forward, part)
+
+
+def foreign(model: Any) -> None:
+    model.lm_head = Own(32, 64, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(hooked, "has hooks"), (replaced, "was replaced"), (foreign, "is not a module of torch or transformers")],
+)
+def test_what_no_key_can_name_runs_eagerly(
+    backend: Unrolled, caplog: pytest.LogCaptureFixture, change: Any, reason: str
+) -> None:
+    model = tiny_model()
+    change(model)
+    assert isinstance(Unrolled(backend.folder, compiles=False).runner(network_of(model)), EagerRunner)
+    assert caplog.text == "", "nobody asked"
+    assert isinstance(backend.runner(network_of(model)), EagerRunner)
+    assert reason in caplog.text
+
+
+def test_a_familys_adapter_from_a_plugin_is_in_no_key(backend: Unrolled, caplog: pytest.LogCaptureFixture) -> None:
+    """The plugin's code may change and the key would not."""
+    loaded = LoadedModel("tiny", tiny_model(), None, torch.device("cpu"), torch.float32)
+    network = Network(loaded, adapters=[Adapter(model_types=("llama",), reason="a plugin's")])
+    assert isinstance(backend.runner(network), EagerRunner)
+    assert "a plugin's adapter" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners")
+def test_a_folder_that_others_may_write_is_told_to_everyone(
+    backend: Unrolled, caplog: pytest.LogCaptureFixture
+) -> None:
+    decode(make_engine(tiny_model(), backend=backend), [Request((3, 4), max_new_tokens=3)])
+    backend.folder.folder.chmod(0o777)
+    assert isinstance(Unrolled(backend.folder, compiles=False).runner(network_of(tiny_model())), EagerRunner)
+    assert "chmod 700" in caplog.text
 
 
 def test_a_cache_that_lies_otherwise_runs_eagerly(backend: Unrolled, caplog: pytest.LogCaptureFixture) -> None:

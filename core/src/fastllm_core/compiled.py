@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -49,13 +48,11 @@ class Compiled:
 
     def runner(self, network: Network) -> Runner:
         """Look for programs as forwards come. What cannot be named by a key runs eagerly."""
-        reason = self.folder.refusal() or identity.unknown_code(network.model)
-        if reason is None and self.compiles:
-            reason = self.obstacle()
-        if reason:
-            self.warn(f"{network.loaded.name} runs eagerly: {reason}")
-            return EagerRunner(network)
-        return CompiledRunner(network, self)
+        unsafe = self.folder.refusal()
+        unfit = identity.unknown_code(network) or (self.obstacle() if self.compiles else None)
+        if unsafe or (unfit and self.compiles):  # without that, nobody asked for compiled forwards of an unfit network
+            self.warn(f"{network.loaded.name} runs eagerly: {unsafe or unfit}")
+        return EagerRunner(network) if unsafe or unfit else CompiledRunner(network, self)
 
     def obstacle(self) -> str | None:
         """Why nothing can be compiled here, None if it can."""
@@ -87,10 +84,10 @@ class Compiled:
         return f"compiled, but eager for {', '.join(self.missing)}" if self.missing else "compiled"
 
     def warn(self, message: str) -> None:
-        """Once each, and only to who asked for compiled forwards."""
+        """Each once."""
         if message not in self._warned:
             self._warned.add(message)
-            (log.warning if self.compiles else log.info)(message)
+            log.warning(message)
 
 
 class CompiledRunner(Stepping):
@@ -222,7 +219,7 @@ class CompiledRunner(Stepping):
             with waiting(f"compiling {name}, once"):
                 step = Step(self.network, passage, form)
                 facts = self.backend.compile(step, path)
-                return {"name": name, **facts, "difference": check(step, self.backend.load(path)), "at": time.time()}
+                return {"name": name, **facts, "difference": check(step, self.backend.load(path))}
 
         return build
 
@@ -256,8 +253,7 @@ def check(step: Step, program: LoadedProgram) -> float:
         arguments = step.example(Sizes(rows, extent, extent + 64, rows))
         parts, buffers = arguments[:-1], arguments[-1]
         before = [buffer.clone() for buffer in buffers]
-        call: tuple[Any, ...] = (*parts, before)
-        wanted = [*step.eager(*call), *before]
+        wanted = [*step.eager((*parts, before)), *before]
         given = [*program.run([*(part for part in parts if part is not None), *buffers]), *buffers]
         for mine, theirs in zip(given, wanted, strict=True):
             if not mine.is_floating_point():  # tokens, which rounding may change

@@ -63,13 +63,15 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def unknown_code(model: nn.Module) -> str | None:
-    """What in a model its configuration and weights do not tell, so that no key can name it; None if there is nothing.
+def unknown_code(network: Network) -> str | None:
+    """What in a network its configuration and weights do not tell, so that no key can name it; None if nothing is.
 
-    Adapters, hooks, replaced forwards, quantised layers, code that came with the model: all may change what it
-    computes without changing a weight.
+    Adapters, hooks, replaced forwards, quantised layers, code that came with the model or with a plugin: all may change
+    what it computes without changing a weight.
     """
-    for name, module in model.named_modules():
+    if network.adapter_is_foreign:
+        return "a plugin's adapter changes how it is run"
+    for name, module in network.model.named_modules():
         where = f"{name or 'the model'} ({type(module).__name__})"
         if not type(module).__module__.startswith(STOCK):
             return f"{where} is not a module of torch or transformers"

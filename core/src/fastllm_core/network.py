@@ -175,6 +175,8 @@ class Network:
         self.loaded = loaded
         self.clock = clock or Clock()
         self.adapter = adapter_for(loaded.model.config, adapters)
+        self.adapter_is_foreign = any(self.adapter is adapter for adapter in adapters)
+        """Whether a plugin, not the core's own table, says how the family is run."""
         reason = refusal(self.adapter, loaded.model.config)
         if reason:
             raise UnsupportedModel(f"model '{loaded.name}' ({loaded.config.model_type}) {reason}")

@@ -116,17 +116,9 @@ class Step(nn.Module):
         ]
         return self._flat(inputs, self.network.compute(self.passage, inputs, layers, logits_to_keep))
 
-    def eager(
-        self,
-        entry: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        mask: Tensor,
-        key_positions: Tensor | None,
-        logits_to_keep: Tensor | None,
-        buffers: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]:
-        """The same as the network itself does it, with all rows' logits: what a program must agree with."""
+    def eager(self, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """What the network itself answers to `forward`'s arguments, with all rows' logits: a program must agree."""
+        entry, positions, slots, mask, key_positions, _, buffers = arguments
         inputs = self._inputs(entry, positions, slots, mask, key_positions)
         stores = iter([buffer[:, :, : mask.shape[2]] for buffer in buffers])
         nothing = torch.empty(0)
