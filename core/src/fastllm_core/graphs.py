@@ -98,6 +98,10 @@ class CapturedForward:
     def __init__(self, network: Network, passage: Passage, inputs: Inputs, cache: CacheLayers) -> None:
         """Record it. The cache is written, as by the forward itself."""
         self.inputs = Inputs(*(None if part is None else part.clone() for part in _parts(inputs)))  # type: ignore[arg-type]
+        with torch.cuda.device(network.device):  # a capture belongs to the current device
+            self._record(network, passage, cache)
+
+    def _record(self, network: Network, passage: Passage, cache: CacheLayers) -> None:
         stream: Any = torch.cuda.Stream(network.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(network.device))
         with torch.cuda.stream(stream):
