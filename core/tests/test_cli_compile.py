@@ -43,7 +43,7 @@ def test_it_compiles_shows_and_clears(model: str, capsys: pytest.CaptureFixture[
     assert "deleted 2 programs" in capsys.readouterr().out
     assert run(["generate", "--model", model, "--method", "plain", "abc", "--max-new-tokens", "3", "--stats"]) == 0
     err = capsys.readouterr().err
-    assert f"forwards: eager; 'fastllm compile --model {model} --method plain' makes them faster" in err
+    assert f"forwards: eager; 'fastllm compile --model {model} --method plain' and the same settings makes them" in err
 
 
 def test_what_cannot_be_compiled_is_an_error(

@@ -8,7 +8,7 @@ auto      programs that are there already, else eager; never waits for a compile
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from .errors import ConfigError
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .config import Config
     from .device import Device
     from .network import Network, Runner
-
-Forward = Literal["auto", "eager", "compiled", "graphs"]
 
 
 class Backend(Protocol):

@@ -12,10 +12,9 @@ import torch
 
 from .cache import SlotCache
 from .layout import chain
-from .network import Passage
 
 if TYPE_CHECKING:
-    from .network import Answer, Inputs, Network
+    from .network import Answer, Inputs, Network, Passage
     from .slot_layers import Layers
 
 CONTEXT: Final = 64
@@ -45,11 +44,11 @@ def gain(network: Network, rows: int) -> Gain:
     cache.reserve(1, extent)
     tokens = torch.full((1, rows), 3, device=network.device) % network.vocab_size
     inputs = chain(tokens, torch.tensor([CONTEXT], device=network.device), extent)
-    passage, layers = Passage(0, network.layers), cache.layers(slice(0, 1), extent)
+    layers = cache.layers(slice(0, 1), extent)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(BLOCKS):
         for eager, times in seconds.items():
-            times.append(_block(network.eager if eager else network.runner.forward, passage, inputs, layers))
+            times.append(_block(network.eager if eager else network.runner.forward, network.whole, inputs, layers))
     return Gain(rows, median(seconds[True]), median(seconds[False]))
 
 

@@ -42,6 +42,7 @@ class Program:
     facts: Mapping[str, Any]
     """What was noted when it was compiled: seconds, and what it is, for people."""
     bytes: int
+    sha256: str
     used: float
     """When it was last taken, seconds since 1970."""
 
@@ -163,7 +164,12 @@ class ProgramFolder:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             return Program(
-                path.with_suffix(PROGRAM), record["key"], record["facts"], int(record["bytes"]), path.stat().st_mtime
+                path.with_suffix(PROGRAM),
+                record["key"],
+                record["facts"],
+                int(record["bytes"]),
+                record["sha256"],
+                path.stat().st_mtime,
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -172,9 +178,8 @@ class ProgramFolder:
         if self.refusal():
             return False
         try:
-            record = json.loads(program.path.with_suffix(RECORD).read_text(encoding="utf-8"))
-            return bool(program.path.stat().st_size == record["bytes"] and _sha256(program.path) == record["sha256"])
-        except (OSError, ValueError, KeyError):
+            return program.path.stat().st_size == program.bytes and _sha256(program.path) == program.sha256
+        except OSError:
             return False
 
     def _shrink(self, newest: Program) -> None:

@@ -86,15 +86,11 @@ def compile_forwards(
 
 def _run_all(pipeline: Pipeline, batch: bool) -> None:
     """Decode a little in every way, so that every forward comes up: with and without drafts, one text and several."""
-    length = pipeline.config.draft.length
-    period = [3 + index % max(1, min(4, pipeline.target.vocab_size - 3)) for index in range(4)]
-    prompt = [token % pipeline.target.vocab_size for token in period * 3]  # repeats itself, for drafters that look up
-    for prompts in ([prompt], [prompt, prompt[1:]] if batch else []):
+    new = 2 * pipeline.config.draft.length + 4
+    prompt = [(3 + index % 4) % pipeline.target.vocab_size for index in range(12)]  # repeats itself, for look-up
+    for prompts in [[prompt], [prompt, prompt[1:]]] if batch else [[prompt]]:
         for speculate in (True, False):
-            if prompts:
-                pipeline.generate(
-                    prompts, max_new_tokens=2 * length + 4, temperature=0, speculate=speculate, ignore_eos=True
-                )
+            pipeline.generate(prompts, max_new_tokens=new, temperature=0, speculate=speculate, ignore_eos=True)
 
 
 def _show(programs: Sequence[Program]) -> None:

@@ -143,7 +143,7 @@ def _forwards(pipeline: Pipeline) -> str:
     if pipeline.config.forward != "auto" or pipeline.device.kind != "cpu" or pipeline.backend.summary == "compiled":
         return line
     target = f"--model {pipeline.target.name} --method {pipeline.method}"
-    return f"{line}; 'fastllm compile {target}' makes them faster, often several times, in about a minute each"
+    return f"{line}; 'fastllm compile {target}' and the same settings makes them faster, in a minute or two each"
 
 
 def _streamed(pipeline: Pipeline, prompt: Any, asked: dict[str, Any]) -> Generation:
