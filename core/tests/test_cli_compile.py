@@ -29,7 +29,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_it_compiles_shows_and_clears(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compile", "--model", model, "--method", "plain", "--batch"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "a minute or two for each network" in err
     assert "one text" in out
     assert "several texts" in out
     assert "a forward of" in out

@@ -71,6 +71,7 @@ def compile_forwards(
     reason = obstacle()
     if reason:
         raise ConfigError(f"nothing can be compiled here: {reason}; everything runs as before, eagerly")
+    typer.echo("compiling what is not there yet: a minute or two for each network", err=True)
     with load(config=chosen, trust_remote_code=trust_remote_code) as pipeline:
         backend = pipeline.backend
         if not isinstance(backend, Compiled):
