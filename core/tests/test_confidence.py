@@ -17,7 +17,7 @@ SURE, UNSURE = [0.0, 9.0, 0.0], [1.0, 1.1, 1.0]
 def batch(lengths: tuple[int, ...], thresholds: tuple[float, ...] = ()) -> Batch:
     rows = tuple(Row(i, Request((1,), 9), [1], 0, i) for i in range(len(lengths)))
     sampling = Sampling.of([SamplingParams()] * len(rows), torch.device("cpu"))
-    return Batch(rows, lengths, torch.device("cpu"), sampling, thresholds)
+    return Batch(rows, lengths, torch.device("cpu"), sampling, thresholds=thresholds)
 
 
 def told(confidence: Confidence, *steps: list[list[float]], tokens: list[list[int]] | None = None) -> list[bool]:

@@ -211,7 +211,7 @@ class Engine:
         before = clock.snapshot()[0]
         sampling = self._sampling_of(rows)
         lengths = self._draft_lengths(rows)
-        batch = Batch(tuple(rows), lengths, parts.network.device, sampling, self._thresholds(rows))
+        batch = Batch(tuple(rows), lengths, parts.network.device, sampling, thresholds=self._thresholds(rows))
         with clock.phase("draft"):
             draft = self._propose(batch)
         with clock.phase("verify"):

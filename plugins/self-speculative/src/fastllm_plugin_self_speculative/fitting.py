@@ -35,9 +35,7 @@ def skipped_by(options: SelfSpeculativeOptions, context: Context) -> SkipSet:
     found = skipfile.find(options.skip, context.target.name)
     fits(found, Identity.of(context.target, layers), f"{key}.skip")
     if not found.skipped:
-        best = (
-            "" if found.best is None else f": the best set that was tried ran at {found.best:.2f} times plain decoding"
-        )
+        best = "" if found.best is None else f"; the best one ran at {found.best:.2f} times plain decoding"
         log.warning("self-speculative drafts nothing, since %s found no skip set that pays%s", found.source, best)
     return found.skipped
 

@@ -1,4 +1,4 @@
-"""The plugin `self-speculative`: the target drafts with some of its sub-layers skipped (arXiv:2309.08168, 2404.16710)."""
+"""The plugin `self-speculative`: the target drafts, with sub-layers skipped (arXiv:2309.08168, arXiv:2404.16710)."""
 
 from __future__ import annotations
 
