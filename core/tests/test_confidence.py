@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastllm_core
-from fastllm_core import Batch, ConfigError, Confidence, Row, SamplingParams
+from fastllm_core import Batch, Confidence, ConfigError, Row, SamplingParams
 from fastllm_core.request import Request
 from fastllm_core.sampling import Sampling
 from fastllm_core.testing import Subject, tiny_model, tiny_tokenizer

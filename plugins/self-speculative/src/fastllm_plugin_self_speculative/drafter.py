@@ -5,6 +5,7 @@ Shapes: B rows of the batch, N drafted tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,7 @@ class SkippingDrafter(Drafter):
         """Whether drafts are drawn, rather than the most likely token taken."""
         return self.proposal is Proposal.SAMPLED and not batch.sampling.greedy
 
-    def _resume(self, last: Inputs, early: list[Tensor], layers: list[tuple[Tensor, Tensor]]) -> Resume | None:
+    def _resume(self, last: Inputs, early: list[Tensor], layers: Sequence[tuple[Tensor, Tensor]]) -> Resume | None:
         """The first layers' work over root and drafts, of which the last has not been through them yet.
 
         early: float[B, 1, H] for the root and each draft but the last.

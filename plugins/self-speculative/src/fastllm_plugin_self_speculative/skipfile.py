@@ -1,8 +1,8 @@
 """Files that hold skip sets: this plugin's own and the two formats that were published, and the sets that ship here.
 
-own             {"format": "fastllm-skip-set", "version": 1, "attention": [...], "mlp": [...], "model": {...}, ...}
-Draft & Verify  {"<model>": {"attention": [...], "mlp": [...]}, ...}
-fast-llm-inference  {"attn": [...], "mlp": [...]}
+- this plugin's own: `{"format": "fastllm-skip-set", "version": 1, "attention": [...], "mlp": [...], "model": {...}, ...}`
+- Draft & Verify's: `{"<model>": {"attention": [...], "mlp": [...]}, ...}`
+- fast-llm-inference's: `{"attn": [...], "mlp": [...]}`
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from .skipset import SkipSet
 FORMAT: Final = "fastllm-skip-set"
 VERSION: Final = 1
 PUBLISHED: Final = "published.json"
+ANY: Final = Identity()
+"""What a file says of its model that says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Found:
     skipped: SkipSet
     source: str
     """For messages: the file, or the published set's name."""
-    identity: Identity = Identity()
+    identity: Identity = ANY
     """The model that it is for, as far as the file says."""
     best: float | None = None
     """If nothing is skipped because nothing pays: speed against plain decoding of the best set that was tried."""

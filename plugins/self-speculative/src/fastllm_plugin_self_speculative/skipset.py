@@ -54,10 +54,8 @@ class SkipSet:
 
     def __str__(self) -> str:
         """For people: `attention 3, 5-8; MLP 6`."""
-        parts = [
-            f"{name} {spans(which)}" for name, which in (("attention", self.attention), ("MLP", self.mlp)) if which
-        ]
-        return "; ".join(parts) or "nothing"
+        named = {"attention": self.attention, "MLP": self.mlp}
+        return "; ".join(f"{name} {spans(which)}" for name, which in named.items() if which) or "nothing"
 
 
 def spans(numbers: Iterable[int]) -> str:
