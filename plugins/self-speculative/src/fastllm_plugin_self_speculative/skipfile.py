@@ -1,6 +1,6 @@
 """Files that hold skip sets: this plugin's own and the two formats that were published, and the sets that ship here.
 
-- this plugin's own: `{"format": "fastllm-skip-set", "version": 1, "attention": [...], "mlp": [...], "model": {...}, ...}`
+- this plugin's own: `{"format": "fastllm-skip-set", "version": 1, "attention": [...], "mlp": [...], "model": {...}}`
 - Draft & Verify's: `{"<model>": {"attention": [...], "mlp": [...]}, ...}`
 - fast-llm-inference's: `{"attn": [...], "mlp": [...]}`
 """
