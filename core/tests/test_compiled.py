@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -24,6 +25,7 @@ from fastllm_core.compiled import Compiled
 from fastllm_core.config import config_from
 from fastllm_core.device import select_device
 from fastllm_core.errors import ConfigError, UnsupportedModel
+from fastllm_core.graphs import Graphs
 from fastllm_core.layout import ancestors, chain, tree
 from fastllm_core.models import LoadedModel
 from fastllm_core.network import EagerRunner, Network, Passage
@@ -349,6 +351,11 @@ def test_make_backend() -> None:
     assert asked.folder.limit_bytes == 1 << 29
     with pytest.raises(ConfigError, match="needs a GPU"):
         make_backend(config_from({"forward": "graphs"}), cpu)
+    card = replace(cpu, device=torch.device("cuda", 0), kind="cuda", name="cuda:0")
+    assert isinstance(make_backend(config_from({}), card), Graphs)
+    assert isinstance(make_backend(config_from({"forward": "eager"}), card), Eager)
+    with pytest.raises(ConfigError, match="needs a processor, and the device is cuda:0"):
+        make_backend(config_from({"forward": "compiled"}), card)
 
 
 def test_no_compiler_is_said_and_runs_eagerly(

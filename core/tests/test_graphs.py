@@ -52,11 +52,13 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
         return made[-1]
 
     @contextmanager
-    def recording(graph: FakeGraph) -> Iterator[None]:
+    def recording(graph: FakeGraph, pool: object) -> Iterator[None]:
         with graph:
             yield
 
     stream = SimpleNamespace(wait_stream=lambda _: None)
+    monkeypatch.setattr(graphs, "on_gpu", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "Stream", lambda *_: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
@@ -130,4 +132,22 @@ def test_what_cannot_be_captured_runs_eagerly(
     assert {record.message for record in caplog.records} == {
         "LlamaForCausalLM runs without graphs: operation not permitted when stream is capturing"
     }
-    assert backend.summary == "graphs, but eager for LlamaForCausalLM"
+    assert backend.summary == "eager"
+
+
+def test_a_graph_with_other_answers_is_refused(
+    driver: Sequence[FakeGraph], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stuck(FakeGraph):
+        """Does nothing when it is replayed, and its memory held something else."""
+
+        def replay(self) -> None:
+            for *_, out in self.operations:
+                if isinstance(out, torch.Tensor) and out.is_floating_point() and out.shape[-1] == 64:
+                    out.mul_(2)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Stuck)
+    model, backend = tiny_model(), Graphs()
+    assert decode(make_engine(model, backend=backend), requests()) == decode(make_engine(model), requests())
+    assert "captured, its answers change by" in caplog.text
+    assert backend.captured == 0

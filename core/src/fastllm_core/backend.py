@@ -1,9 +1,9 @@
 """How forwards are run: a back end below all roles, chosen by `forward`, that changes speed and no result.
 
 eager     as transformers does, kernel by kernel
-compiled  programs compiled ahead of time (`compiled.py`); what has none is compiled when it is first needed
+compiled  programs for processors, compiled ahead of time (`compiled.py`); what has none is compiled when first needed
 graphs    captured CUDA or HIP graphs (`graphs.py`)
-auto      programs that are there already, else eager; never waits for a compiler
+auto      on a GPU graphs, else programs that are there already, else eager; never waits for a compiler
 """
 
 from __future__ import annotations
@@ -45,18 +45,20 @@ class Eager:
 
 def make_backend(config: Config, device: Device) -> Backend:
     """The back end that a configuration asks for on a device. Raises ConfigError if it cannot be there."""
-    if config.forward == "graphs":
-        if device.device.type != "cuda":
-            raise ConfigError(
-                f'forward: "graphs" needs a GPU, and the device is {device.name}; choose "compiled" or "auto"'
-            )
+    on_gpu = device.device.type == "cuda"
+    if config.forward == ("compiled" if on_gpu else "graphs"):
+        fitting, needs = ("graphs", "a processor") if on_gpu else ("compiled", "a GPU")
+        raise ConfigError(
+            f'forward: "{config.forward}" needs {needs}, and the device is {device.name}; choose "{fitting}" or "auto"'
+        )
+    if config.forward == "eager":
+        return Eager()
+    if on_gpu:
         from .graphs import Graphs
 
         return Graphs()
-    if config.forward == "compiled" or (config.forward == "auto" and device.device.type == "cpu"):
-        from .compiled import Compiled
-        from .programs import ProgramFolder
+    from .compiled import Compiled
+    from .programs import ProgramFolder
 
-        folder = ProgramFolder(limit_bytes=int(config.programs.limit_gib * 2**30))
-        return Compiled(folder, compiles=config.forward == "compiled")
-    return Eager()
+    folder = ProgramFolder(limit_bytes=int(config.programs.limit_gib * 2**30))
+    return Compiled(folder, compiles=config.forward == "compiled")

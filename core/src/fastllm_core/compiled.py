@@ -17,7 +17,7 @@ from . import identity
 from .errors import ConfigError, UnsupportedModel
 from .memory import shortage
 from .network import Advance, Answer, EagerRunner, Inputs, Stepping
-from .probe import TOLERANCE
+from .probe import TOLERANCE, relative_difference
 from .slot_layers import CacheLayers, Layers, buffers_of
 from .step import Form, Sizes, Step
 from .ties import Best
@@ -258,7 +258,7 @@ def check(step: Step, program: LoadedProgram) -> float:
         for mine, theirs in zip(given, wanted, strict=True):
             if not mine.is_floating_point():  # tokens, which rounding may change
                 continue
-            difference = (mine.float() - theirs.float()).abs().max().item() / (theirs.float().abs().max().item() or 1.0)
+            difference = relative_difference(mine, theirs)
             if not difference <= TOLERANCE.get(step.network.dtype, 1e-1):  # also if it is not a number
                 raise UnsupportedModel(f"compiled, its answers change by {difference:.2g} of the largest")
             largest = max(largest, difference)

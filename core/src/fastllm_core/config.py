@@ -173,8 +173,8 @@ class Config(Section):
     forward: Literal["auto", "eager", "compiled", "graphs"] = Field(
         default="auto",
         description='How forwards run: "compiled" by programs that are compiled ahead of time, which takes a minute '
-        'each, once; "graphs" captured on a GPU; "eager" as transformers does; "auto" by programs that are there '
-        "already (`fastllm compile`), else eager.",
+        'each, once; "graphs" captured on a GPU; "eager" as transformers does; "auto" by graphs on a GPU, by programs '
+        "that are there already (`fastllm compile`) on a processor, else eager.",
     )
     exact: bool = Field(
         default=False,

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
-from .network import Answer, Inputs, Stepping
-from .slot_layers import CacheLayers
+from .errors import UnsupportedModel
+from .network import Advance, Answer, EagerRunner, Inputs
+from .probe import TOLERANCE, relative_difference
+from .slot_layers import CacheLayers, Layers, places_of
+from .ties import Best, best_of
 
 if TYPE_CHECKING:
     from .network import Network, Passage, Runner
@@ -27,11 +31,14 @@ WIDEST: Final = 64
 WARM_UP: Final = 2
 """Runs before a capture, in which libraries allocate their workspaces and choose their kernels."""
 
+Flat = tuple[Tensor | None, ...]
+"""What a call answers, in one line of tensors."""
+
 log = logging.getLogger("fastllm")
 
 
 class Graphs:
-    """Captures every narrow forward when it first comes."""
+    """Captures every narrow forward of a GPU when it first comes; wide ones run eagerly."""
 
     def __init__(self) -> None:
         """Nothing is captured yet."""
@@ -39,87 +46,142 @@ class Graphs:
         self.refused: list[str] = []
 
     def runner(self, network: Network) -> Runner:
-        """The network's own graphs."""
-        return GraphRunner(network, self)
+        """The network's own graphs; one that is on a processor has none."""
+        return GraphRunner(network, self) if on_gpu(network) else EagerRunner(network)
 
     @property
     def summary(self) -> str:
         """Says "graphs", or what could not be captured beside it."""
-        if self.refused:
+        if self.captured and self.refused:
             return f"graphs, but eager for {', '.join(self.refused)}"
         return "graphs" if self.captured else "eager"
 
 
-class GraphRunner(Stepping):
+class GraphRunner:
     """The forwards of one network."""
 
     def __init__(self, network: Network, backend: Graphs) -> None:
         """network: whose forwards these are."""
-        super().__init__(network)
-        self.backend = backend
-        self._graphs: OrderedDict[tuple[object, ...], CapturedForward] = OrderedDict()
-        self._eager: set[Passage] = set()
+        self.network, self.backend = network, backend
+        self._graphs: OrderedDict[tuple[object, ...], CapturedCall] = OrderedDict()
+        self._refused: set[object] = set()
+        self._pool: Any = None
 
     def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """Replay the graph of these shapes, which is captured first if there is none."""
-        if passage in self._eager or inputs.positions.shape[1] > WIDEST:
+
+        def work(inputs: Inputs) -> Flat:
+            logits, hidden, _ = self.network.eager(passage, inputs, cache)
+            # Read greedily here: afterwards each of its small kernels would be a launch.
+            best = None if logits is None else best_of(logits, self.network.dtype)
+            return (logits, *(best or (None, None)), *hidden)
+
+        narrow = inputs.positions.shape[1] <= WIDEST
+        found = self._replayed(passage, work, inputs, cache) if narrow else None
+        if found is None:
             return self.network.eager(passage, inputs, cache)
-        key = (passage, *_shapes(inputs), *_places(cache))
+        logits, tokens, close, *hidden = found
+        best = None if tokens is None or close is None else Best(tokens, close)
+        return Answer(logits, tuple(state for state in hidden if state is not None), best)
+
+    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
+        """One row and the row behind it, in one graph."""
+
+        def work(inputs: Inputs) -> Flat:
+            logits, likely, behind = EagerRunner(self.network).advance(inputs, cache)
+            return logits, likely, behind.positions, behind.slots, behind.mask
+
+        found = self._replayed("advance", work, inputs, cache)
+        if found is None:
+            return EagerRunner(self.network).advance(inputs, cache)
+        logits, likely, positions, slots, mask = (part for part in found if part is not None)
+        return Advance(logits, likely, Inputs(likely, None, positions, slots, mask, None))
+
+    def _replayed(
+        self, what: Passage | str, work: Callable[[Inputs], Flat], inputs: Inputs, cache: CacheLayers
+    ) -> Flat | None:
+        """What the graph of a call answers; None if it cannot be captured."""
+        if what in self._refused:
+            return None
+        key = (what, *_shapes(inputs), *(cache.places if isinstance(cache, Layers) else places_of(cache)))
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._capture(passage, inputs, cache)
+            graph = self._capture(what, work, inputs)
             if graph is None:
-                return self.network.eager(passage, inputs, cache)
+                return None
             self._graphs[key] = graph
             if len(self._graphs) > MOST_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         return graph.replay(inputs)
 
-    def _capture(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> CapturedForward | None:
+    def _capture(self, what: Passage | str, work: Callable[[Inputs], Flat], inputs: Inputs) -> CapturedCall | None:
         try:
-            graph = CapturedForward(self.network, passage, inputs, cache)
+            with self.network.clock.paused(), torch.cuda.device(self.network.device):  # it belongs to the current GPU
+                if self._pool is None:  # one for all: nothing in it is needed after a replay
+                    self._pool = torch.cuda.graph_pool_handle()
+                graph = CapturedCall(work, inputs, self._pool)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a kernel or a driver refuses: the answer is to run without graphs
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("%s runs without graphs: %s", self.network.loaded.name, reason)
-            self._eager.add(passage)
-            if self.network.loaded.name not in self.backend.refused:
-                self.backend.refused.append(self.network.loaded.name)
+            name = self.network.loaded.name
+            log.warning("%s runs without graphs: %s", name, reason)
+            self._refused.add(what)
+            if name not in self.backend.refused:
+                self.backend.refused.append(name)
             return None
         self.backend.captured += 1
         return graph
 
 
-class CapturedForward:
+class CapturedCall:
     """One forward over one set of shapes and one cache."""
 
-    def __init__(self, network: Network, passage: Passage, inputs: Inputs, cache: CacheLayers) -> None:
-        """Record it. The cache is written, as by the forward itself."""
-        self.inputs = Inputs(*(None if part is None else part.clone() for part in _parts(inputs)))  # type: ignore[arg-type]
-        with torch.cuda.device(network.device):  # a capture belongs to the current device
-            self._record(network, passage, cache)
+    def __init__(self, work: Callable[[Inputs], Flat], inputs: Inputs, pool: Any) -> None:
+        """Record it. The cache is written, as by the forward itself.
 
-    def _record(self, network: Network, passage: Passage, cache: CacheLayers) -> None:
-        stream: Any = torch.cuda.Stream(network.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(network.device))
+        Raises UnsupportedModel if the graph then answers something else, as it does if numbers were looked at on the
+        host while it was recorded.
+        """
+        self.inputs = Inputs(*(None if part is None else part.clone() for part in _parts(inputs)))  # type: ignore[arg-type]
+        self._given = _by_dtype(_parts(self.inputs))
+        device = inputs.positions.device
+        stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                network.eager(passage, self.inputs, cache)
-        torch.cuda.current_stream(network.device).wait_stream(stream)
+                wanted = work(self.inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
         self.graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.answer = network.eager(passage, self.inputs, cache)
-
-    def replay(self, inputs: Inputs) -> Answer:
-        """The same kernels over other numbers."""
-        for mine, theirs in zip(_parts(self.inputs), _parts(inputs), strict=True):
-            if mine is not None and theirs is not None:
-                mine.copy_(theirs)
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.answer = work(self.inputs)
         self.graph.replay()
-        logits, hidden, _ = self.answer
-        return Answer(None if logits is None else logits.clone(), tuple(state.clone() for state in hidden))
+        for mine, theirs in zip(self.answer, wanted, strict=True):
+            if mine is not None and theirs is not None and mine.is_floating_point():
+                difference = relative_difference(mine, theirs)
+                if not difference <= TOLERANCE.get(mine.dtype, 1e-1):  # also if it is not a number
+                    raise UnsupportedModel(f"captured, its answers change by {difference:.2g} of the largest")
+
+    def replay(self, inputs: Inputs) -> Flat:
+        """The same kernels over other numbers."""
+        for mine, theirs in zip(self._given, _by_dtype(_parts(inputs)), strict=True):
+            torch._foreach_copy_(mine, theirs)  # one launch for all of a type
+        self.graph.replay()
+        return tuple(None if part is None else part.clone() for part in self.answer)
+
+
+def on_gpu(network: Network) -> bool:
+    """Whether a network's forwards can be captured at all."""
+    return network.device.type == "cuda"
+
+
+def _by_dtype(parts: Sequence[Tensor | None]) -> list[list[Tensor]]:
+    found: dict[torch.dtype, list[Tensor]] = {}
+    for part in parts:
+        if part is not None:
+            found.setdefault(part.dtype, []).append(part)
+    return list(found.values())
 
 
 def _parts(inputs: Inputs) -> tuple[Tensor | None, ...]:
@@ -128,8 +190,3 @@ def _parts(inputs: Inputs) -> tuple[Tensor | None, ...]:
 
 def _shapes(inputs: Inputs) -> tuple[object, ...]:
     return tuple(None if part is None else (tuple(part.shape), part.dtype) for part in _parts(inputs))
-
-
-def _places(cache: CacheLayers) -> tuple[object, ...]:
-    """Where the cache lies: a grown or moved one is another cache to a graph."""
-    return tuple((store.data_ptr(), store.stride(), tuple(store.shape)) for pair in cache for store in pair)

@@ -32,6 +32,12 @@ TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 3e-
 """Largest difference of a logit, as a share of the largest logit: rounding, and no more."""
 
 
+def relative_difference(given: Tensor, wanted: Tensor) -> float:
+    """The largest difference of two tensors, as a share of the largest number wanted."""
+    largest = wanted.float().abs().max().item() or 1.0
+    return float((given.float() - wanted.float()).abs().max().item() / largest)
+
+
 @torch.inference_mode()
 def check_whole(network: Network) -> None:
     """Raise UnsupportedModel unless the port gives the model's own logits.

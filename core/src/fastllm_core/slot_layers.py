@@ -25,6 +25,16 @@ class Layers(list[tuple[Tensor, Tensor]]):
         """Keys and values of every layer that keeps some, as `buffers_of` finds them, looked up once."""
         return buffers_of(self)
 
+    @cached_property
+    def places(self) -> tuple[object, ...]:
+        """Where it all lies in memory, as `places_of` finds it, looked up once."""
+        return places_of(self)
+
+
+def places_of(layers: CacheLayers) -> tuple[object, ...]:
+    """Where the stores lie: layers that lie elsewhere are another cache to a captured graph."""
+    return tuple((store.data_ptr(), store.stride(), tuple(store.shape)) for pair in layers for store in pair)
+
 
 def buffers_of(layers: CacheLayers) -> tuple[Tensor, ...] | None:
     """float[B, heads, capacity, width], keys and values in turn: the whole slots of which the layers show the first.

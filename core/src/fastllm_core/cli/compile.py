@@ -74,8 +74,7 @@ def compile_forwards(
     typer.echo("compiling what is not there yet: a minute or two for each network", err=True)
     with load(config=chosen, trust_remote_code=trust_remote_code) as pipeline:
         backend = pipeline.backend
-        if not isinstance(backend, Compiled):
-            raise ConfigError(f"forward: nothing is compiled for {pipeline.device.name}; its forwards run as they are")
+        assert isinstance(backend, Compiled), "the configuration asks for it"
         _run_all(pipeline, batch)
         _show(backend.taken)
         if backend.missing or not backend.taken:
