@@ -50,10 +50,7 @@ class Identity:
         for field in fields(self):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if field.name != "model" and mine is not None and theirs is not None and mine != theirs:
-                what = (
-                    "other weights (the hash of the head differs)" if field.name == "head" else f"{mine}, not {theirs}"
-                )
-                return f"{field.name.replace('_', ' ')}: {what}"
+                return "other weights" if field.name == "head" else f"{field.name} {theirs}, not {mine}"
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .early_exit import early_exit
 from .layers import layers
 
 command = typer.Typer(
@@ -17,3 +18,4 @@ def tune() -> None:
 
 
 command.command("layers")(layers)
+command.command("early-exit")(early_exit)
