@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .models import LoadedModel, RegisteredModel, load_model, registered_model, verify_same_vocabulary
     from .network import Advance, Inputs, Network, Outputs, advanced
     from .options import Options
-    from .pipeline import Pipeline, load
+    from .pipeline import Pipeline, configuration, load
     from .prefill import read
     from .protocols import (
         Acceptor,
@@ -105,7 +105,7 @@ _PUBLIC = {
     "models": ("LoadedModel", "RegisteredModel", "load_model", "registered_model", "verify_same_vocabulary"),
     "network": ("Advance", "Inputs", "Network", "Outputs", "advanced"),
     "options": ("Options",),
-    "pipeline": ("Pipeline", "load"),
+    "pipeline": ("Pipeline", "configuration", "load"),
     "prefill": ("read",),
     "protocols": (
         "Acceptor",

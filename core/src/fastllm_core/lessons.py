@@ -100,6 +100,10 @@ class Trainer(Protocol):
         """Take the weights of a head of the same shape."""
         ...
 
+    def generating(self, head: str) -> Mapping[str, Any]:
+        """Options of the method that draft with the head of a folder, and end no draft before its length."""
+        ...
+
 
 class Converter(Protocol):
     """How a method's head comes in from the format that its authors published (group `fastllm.converters`)."""
