@@ -115,8 +115,9 @@ class Converter(Protocol):
         """options: an instance of `Options`.  network: the target that the head is for."""
 
     def convert(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Head:
-        """config: the published config.json, {} if there is none. Raises ModelError if the weights are not the
-        method's.
+        """The head of published weights; config is their config.json, {} if there is none.
+
+        Raises ModelError if they are not the method's.
         """
         ...
 

@@ -158,9 +158,9 @@ def output_matrix(network: Network) -> Any:
     return found
 
 
-def passage(shape: AdapterShape) -> dict[str, frozenset[int]]:
-    """How the adapter's forward is run: without its MLP, or whole."""
-    return {"skip_mlp": frozenset({0})} if shape.mode == "attention" else {}
+def skipped(shape: AdapterShape) -> frozenset[int]:
+    """Layers of the adapter that are run without their MLP: its only one, or none."""
+    return frozenset({0}) if shape.mode == "attention" else frozenset()
 
 
 def new_weights(shape: AdapterShape, seed: int = 0, scale: float = SCALE) -> dict[str, Tensor]:

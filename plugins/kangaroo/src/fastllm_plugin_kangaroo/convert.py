@@ -18,7 +18,9 @@ PREFIXES = ("model.", "module.")
 class Published(Options):
     """What the published files do not say."""
 
-    exit_layer: int = Field(ge=1, description="The adapter reads what this many first layers give (2 for Vicuna 7B, 3 for 13B).")
+    exit_layer: int = Field(
+        ge=1, description="The adapter reads what this many first layers give (2 for Vicuna 7B, 3 for 13B)."
+    )
 
 
 class KangarooConverter:

@@ -32,7 +32,7 @@ from fastllm_core import (
     warp,
 )
 
-from .adapter import METHOD, AdapterShape, build, passage
+from .adapter import METHOD, AdapterShape, build, skipped
 
 if TYPE_CHECKING:
     from .plugin import KangarooOptions
@@ -64,9 +64,9 @@ class KangarooDrafter(Drafter):
         self.cache = context.make_cache(self.adapter)
         self.proposal = Proposal.SAMPLED if options.sample else Proposal.ONE_HOT
         self.threshold = options.threshold
-        self.resume_layer = self.shape.exit_layer
+        self.exit_layer = self.resume_layer = self.shape.exit_layer
         self.hidden_layers = (self.shape.exit_layer,)
-        self._skipped = passage(self.shape)
+        self._skipped = skipped(self.shape)
         self._unread: dict[int, Tensor] = {}
         """float[P, H] by row id: features of the last committed tokens before the root."""
 
@@ -77,7 +77,7 @@ class KangarooDrafter(Drafter):
 
     def prefill(self, row: Row, start: int, stop: int, hidden: Mapping[int, Tensor]) -> None:
         """Read the features of the piece of the prompt that the target just read."""
-        self._read(row, hidden[self.resume_layer][0], start)
+        self._read(row, hidden[self.exit_layer][0], start)
 
     def propose(self, batch: Batch) -> Draft:
         """Draft until the longest row has what it asked for, or every row has come to a token that it is unsure of.
@@ -107,12 +107,12 @@ class KangarooDrafter(Drafter):
             torch.cat(tokens, dim=1),
             confidence.lengths,
             probs=torch.cat(probs, dim=1) if probs else None,
-            resume=Resume(self.resume_layer, torch.cat(features, dim=1)),
+            resume=Resume(self.exit_layer, torch.cat(features, dim=1)),
         )
 
     def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Keep the features of committed tokens that the adapter has not read; all but the new root's are known."""
-        features = scores.hidden[self.resume_layer]
+        features = scores.hidden[self.exit_layer]
         for index, (row, before) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
             missing = row.length - 1 - self.cache.lengths[row.slot]
             if not missing or not row.request.speculate:
@@ -137,7 +137,7 @@ class KangarooDrafter(Drafter):
         self.target_cache.reserve(len(batch), extent)
         layers = self.target_cache.layers(slice(0, len(batch)), extent)
         row = chain(tokens, batch.starts + step, extent)
-        return self.network.forward(row, layers, stop=self.resume_layer).hidden[self.resume_layer]
+        return self.network.forward(row, layers, stop=self.exit_layer).hidden[self.exit_layer]
 
     def _first(self, batch: Batch, roots: Tensor) -> Tensor:
         """What the adapter says behind the root of every row, float[B, V]: it reads what it lacks, then the root.
@@ -156,7 +156,7 @@ class KangarooDrafter(Drafter):
         return logits.gather(1, behind.long()[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0]
 
     def _catch_up(self, row: Row) -> Tensor | None:
-        """float[1, H]: the feature of the token before the root, if the adapter lacks it; what is older is read here."""
+        """float[1, H]: the feature before the root's, if the adapter lacks it; what is older is read here."""
         unread = self._unread.pop(row.id, None)
         if unread is None:
             return None
@@ -186,7 +186,7 @@ class KangarooDrafter(Drafter):
         extent = self.cache.extent(slots)
         inputs = chain(features[..., 0], starts, extent, hidden=features)  # in place of tokens, which it only counts
         outputs = self.adapter.forward(
-            inputs, self.cache.layers(rows, extent), last_logits_only=last_logits_only, **self._skipped
+            inputs, self.cache.layers(rows, extent), last_logits_only=last_logits_only, skip_mlp=self._skipped
         )
         assert outputs.logits is not None
         return outputs.logits[..., : self.network.vocab_size]

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from fastllm_core import Head, Judgement, Lesson, Network, Options, TargetIdentity
 
-from .adapter import METHOD, AdapterShape, Mode, build, new_weights, output_matrix, passage
+from .adapter import METHOD, AdapterShape, Mode, build, new_weights, output_matrix, skipped
 
 PLACES = 2048
 """Places whose logits are held at once: with a vocabulary of 128,000 entries, 1 GB in float32."""
@@ -55,7 +55,7 @@ class KangarooTrainer:
         self.hidden_layers: tuple[int, ...] = (options.exit_layer,)
         loaded = build(self.shape, network, new_weights(self.shape, options.seed), "the adapter")
         adapter = Network(loaded)  # the module of which inference runs a view
-        view: Any = adapter.view(replace(adapter.whole, **passage(self.shape)))
+        view: Any = adapter.view(replace(adapter.whole, skip_mlp=skipped(self.shape)))
         self.output = output_matrix(network)
         self.module: nn.Module = view.model.float()
         for name, parameter in self.module.named_parameters():
@@ -70,7 +70,7 @@ class KangarooTrainer:
         """
         said, wanted = self._counted(lesson)
         total = said.new_zeros(())
-        for ours, theirs in zip(said.split(PLACES), wanted.split(PLACES), strict=True):
+        for ours, theirs in zip(torch.split(said, PLACES), torch.split(wanted, PLACES), strict=True):
             total = total + self._loss_of(self._logits(ours), theirs.float())
         return total, torch.tensor(len(said), device=total.device)
 
@@ -103,14 +103,14 @@ class KangarooTrainer:
         return read
 
     def _logits(self, read: Tensor) -> Tensor:
-        """float32[..., V]"""
+        """The logits, float32[..., V]."""
         weight = getattr(self.output, "weight", read)
         logits: Tensor = self.output(read.to(weight.dtype))
         return logits[..., : self.network.vocab_size].float()
 
     @torch.no_grad()
     def judge(self, lesson: Lesson, length: int) -> Judgement:
-        """Drafts from every place. The d-th draft is what the adapter says d places on, since its features are exact."""
+        """Drafts from every place: the d-th is what the adapter says d places on, since its features are exact."""
         read = self._features(lesson)
         shape = lesson.tokens.shape
         right, chance, overlap = (torch.zeros(shape, device=read.device) for _ in range(3))

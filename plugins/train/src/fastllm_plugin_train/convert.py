@@ -60,7 +60,9 @@ def _files(folder: Path) -> list[Path]:
 def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         loaded: Any = (
-            load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
         )
     except pickle.UnpicklingError as error:
         raise ModelError(

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import lzma
 import logging
+import lzma
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

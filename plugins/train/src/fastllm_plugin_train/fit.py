@@ -78,12 +78,12 @@ def fit(run: Run, watcher: Watcher, wants_to_stop: Callable[[], bool] = lambda: 
             began = time.perf_counter()
             loss = _step(run, state, prepared, trained)
             state.step += 1
-            state.recent = state.recent[0] + loss, state.recent[1] + 1
+            state.recent = [state.recent[0] + loss, state.recent[1] + 1]
             state.seconds += time.perf_counter() - began
             watcher.step(state, loss)
             if state.step % recipe.evaluate_every == 0 or state.step == recipe.steps:
-                state.losses.append((state.step, state.recent[0] / state.recent[1]))
-                state.recent = 0.0, 0
+                state.losses.append([state.step, state.recent[0] / state.recent[1]])
+                state.recent = [0.0, 0]
                 _evaluate(run, state, bare, watcher)
             if state.step % run.save_every == 0 or state.step % recipe.evaluate_every == 0:
                 _save(run, state, bare, optimizer)
@@ -104,7 +104,7 @@ def _step(run: Run, state: State, optimizer: Any, trained: list[nn.Parameter]) -
     counted = max(1, int(_counted(rows.take(mine)).sum()))
     total = torch.zeros((), device=run.teacher.network.device)
     with _memory(run, state):
-        for part in mine.split(run.micro):
+        for part in torch.split(mine, run.micro):
             loss, _ = run.trainer.loss(run.teacher.lesson(rows.take(part)))
             accelerator.backward(loss / counted)
             total += loss.detach()
@@ -141,7 +141,7 @@ def judged(trainer: Trainer, teacher: Teacher, rows: Rows, length: int, micro: i
     """What drafts for some rows would be: loss of a place, overlap under sampling, and rounds of greedy decoding."""
     loss = overlap = places = 0.0
     walked = Foretold()
-    for index in torch.arange(len(rows)).split(micro):
+    for index in torch.split(torch.arange(len(rows)), micro):
         lesson = teacher.lesson(rows.take(index))
         part, count = trainer.loss(lesson)
         judgement = trainer.judge(lesson, length)

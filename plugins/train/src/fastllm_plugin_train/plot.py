@@ -38,7 +38,10 @@ def curves(state: State) -> str:
                 ("held out", HELD, [(step, each["loss"]) for step, each in held]),
             ],
         ),
-        ("tokens per round, greedy, foretold", [("held out", HELD, [(s, each["tokens_per_round"]) for s, each in held])]),
+        (
+            "tokens per round, greedy, foretold",
+            [("held out", HELD, [(s, each["tokens_per_round"]) for s, each in held])],
+        ),
         ("chance that sampling accepts a draft", [("held out", HELD, [(s, each["overlap"]) for s, each in held])]),
     ]
     parts = [_panel(index * PANEL, title, lines) for index, (title, lines) in enumerate(panels)]

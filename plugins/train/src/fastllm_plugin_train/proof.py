@@ -58,7 +58,7 @@ def prove(
     length: tokens of a draft; every draft is as long as it may be.
     """
     prompts = [text.tokens[: text.prompt if text.prompt > 1 else min(PROMPT, len(text.tokens) // 2)] for text in held]
-    asked = {"max_new_tokens": new_tokens, "temperature": 0.0, "ignore_eos": True}
+    asked: dict[str, Any] = {"max_new_tokens": new_tokens, "temperature": 0.0, "ignore_eos": True}
     wanted = plain.generate(prompts, **asked)
     teacher = Teacher(plain.engine.parts.network, trainer.hidden_layers)
     foretold = _foretold(trainer, teacher, prompts, [text.token_ids for text in wanted], length)
@@ -79,7 +79,7 @@ def _foretold(
     rows = packed(texts, max(len(text.tokens) for (text,) in texts))
     found = Foretold()
     with torch.no_grad():
-        for index in torch.arange(len(rows)).split(TOGETHER):
+        for index in torch.split(torch.arange(len(rows)), TOGETHER):
             lesson = teacher.lesson(rows.take(index))
             found.add(foretell(lesson, trainer.judge(lesson, length), length))
     return found

@@ -51,12 +51,12 @@ HELD_OUT = 64
 """Rows that are held out at most."""
 
 SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
-    (3e7, {"steps": 600, "batch": 16, "length": 256, "learning_rate": 4e-3, "warmup": 30}),
+    (3e7, {"steps": 600, "batch": 16, "length": 256, "learning_rate": 1e-2, "warmup": 30}),
     (1e9, {"steps": 4000, "batch": 16, "length": 1024, "learning_rate": 1e-3, "warmup": 200}),
     (float("inf"), {"steps": 20_000, "batch": 32, "length": 2048, "learning_rate": 5e-5, "warmup": 500}),
 )
-"""What is not said otherwise, for targets of at most so many parameters. The last one's rate and row length are those of
-Kangaroo's authors (arXiv:2404.18911, their code's script); the first was tried on the demo model."""
+"""What is not said otherwise, for targets of at most so many parameters. The last one's rate and row length are those
+of Kangaroo's authors (arXiv:2404.18911, their code's script); the first was tried on the demo model."""
 
 
 def recipe_for(parameters: int, context: int | None, **given: Any) -> Recipe:

@@ -42,10 +42,10 @@ class Rows:
         return Rows(self.tokens[index], self.documents[index], self.positions[index], self.answers[index])
 
     def batch(self, step: int, size: int, seed: int) -> Rows:
-        """The rows of a step, int[B, S] each: every row once before any comes again, in an order of each epoch's own."""
+        """The rows of a step: every row once before any comes again, in an order of each epoch's own."""
         places = torch.arange(step * size, (step + 1) * size)
         epochs, within = places // len(self), places % len(self)
-        orders = {int(epoch): _order(len(self), seed, int(epoch)) for epoch in epochs.unique()}
+        orders = {epoch: _order(len(self), seed, epoch) for epoch in {*epochs.tolist()}}
         return self.take(
             torch.tensor([int(orders[int(e)][w]) for e, w in zip(epochs.tolist(), within.tolist(), strict=True)])
         )

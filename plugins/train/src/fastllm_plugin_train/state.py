@@ -35,9 +35,9 @@ class State:
     """Evaluations since then."""
     stopped: str | None = None
     """Why training ended before its last step."""
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    """(step, mean loss of a place since the last entry)."""
-    recent: tuple[float, int] = (0.0, 0)
+    losses: list[list[float]] = field(default_factory=list)
+    """[step, mean loss of a place since the last entry]."""
+    recent: list[float] = field(default_factory=lambda: [0.0, 0])
     """Sum and number of the losses since the last entry."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0

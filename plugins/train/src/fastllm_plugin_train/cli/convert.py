@@ -10,7 +10,9 @@ import typer
 from fastllm_core.cli.settings import ConfigFile, Dtype, Model, TrustRemoteCode, configure, examples, pairs
 
 
-@examples("fastllm convert kangaroo ./kangaroo-vicuna-7b --model lmsys/vicuna-7b-v1.3 --output adapter --set exit_layer=2")
+@examples(
+    "fastllm convert kangaroo ./kangaroo-vicuna-7b --model lmsys/vicuna-7b-v1.3 --output adapter --set exit_layer=2"
+)
 def convert(
     method: Annotated[str, typer.Argument(help="The method that the head is for.")],
     source: Annotated[Path, typer.Argument(help="The folder, or the weight file, as its authors published it.")],
