@@ -7,6 +7,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from fastllm_core import ConfigError
+
 from .index import BREAK, Index
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def read(
     """Tokens of text files with a break behind each, at most `limit` of them, and whether that was all.
 
     vocab_size: of the model; an id beyond it cannot be drafted, so there is a break in its place.
+    Raises ConfigError if a file cannot be read to where it is needed.
     """
     tokens = chain.from_iterable(_tokens(Path(file).expanduser(), tokenizer) for file in files)
     kept = [token if token < vocab_size else BREAK for token in islice(tokens, limit - 1)]
@@ -52,7 +55,10 @@ def read(
 
 def _tokens(file: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
     """A file's tokens, piece by piece, so that no more is read than is kept; then a break."""
-    with file.open(encoding="utf-8") as lines:
-        while piece := "".join(lines.readlines(CHARACTERS)):
-            yield from tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+    try:
+        with file.open(encoding="utf-8") as lines:
+            while piece := "".join(lines.readlines(CHARACTERS)):
+                yield from tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"options.prompt-lookup.corpus: cannot read '{file}': {error}") from error
     yield BREAK
