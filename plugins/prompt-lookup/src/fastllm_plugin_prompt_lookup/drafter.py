@@ -55,7 +55,7 @@ class LookUp(Drafter):
 
     def propose(self, batch: Batch) -> Draft:
         """A chain for each row, or a tree where rows have several continuations; nothing where nothing is found."""
-        trees = [self._tree(row, most) for row, most in zip(batch.rows, batch.draft_lengths, strict=True)]
+        trees = [self.tree(row, most) for row, most in zip(batch.rows, batch.draft_lengths, strict=True)]
         self.drafted = {row.id: tree.depth for row, tree in zip(batch.rows, trees, strict=True) if tree.depth}
         return draft_of(trees, batch.device)
 
@@ -79,7 +79,7 @@ class LookUp(Drafter):
         self.indexes.clear()
         self.memory = self.files = None
 
-    def _tree(self, row: Row, most: int) -> Tree:
+    def tree(self, row: Row, most: int) -> Tree:
         """The row's continuations of at most `most` tokens, merged."""
         tree = Tree()
         if not most:

@@ -18,7 +18,7 @@ class PromptLookupOptions(Options):
     """How to look up, and where."""
 
     max_ngram: int = Field(
-        3, ge=1, le=32, description="The longest run of last tokens to look up; shorter ones are tried after it."
+        5, ge=1, le=32, description="The longest run of last tokens to look up; shorter ones are tried after it."
     )
     min_ngram: int = Field(
         1, ge=1, description="The shortest run to look up; higher drafts more seldom, and is more often right."
