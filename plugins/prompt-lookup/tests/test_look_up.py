@@ -20,7 +20,7 @@ from fastllm_plugin_prompt_lookup.index import BREAK, Index, Pick
 from fastllm_plugin_prompt_lookup.plugin import PromptLookupOptions
 
 PICKS: tuple[Pick, ...] = ("recent", "first", "frequent")
-VOTERS = TRIED = 32
+VOTERS, TRIED = 32, 16
 
 # -- the definition ----------------------------------------------------------------------------------------------------
 
@@ -304,6 +304,12 @@ def test_a_chain_has_no_parents_and_a_tree_merges_what_agrees() -> None:
     assert tree.lengths.tolist() == [5, 0]
 
 
+def test_a_look_up_tries_a_bounded_number_of_places() -> None:
+    for again, expected in ((TRIED - 1, [(8,), (9,)]), (TRIED, [(8,)])):
+        text = [1, 9] + [1, 8] * again + [1]
+        assert drafted(drafter(branches=2, max_ngram=1).propose(batch([row(1, text)], [1]))) == expected
+
+
 def test_what_comes_round_is_drafted_to_come_round_again() -> None:
     assert drafted(drafter().propose(batch([row(1, [9, 1, 2, 1, 2])], [4])))[-1] == (1, 2, 1, 2)
 
@@ -384,8 +390,11 @@ def test_a_round_without_a_match_teaches_nothing() -> None:
         assert look_up.propose(asked).width == 0
         text.tokens.append(len(text.tokens) + 100)
         look_up.observe(asked, *[cast("Any", None)] * 3)
-    text.tokens += [7, 8] * 8
-    assert look_up.propose(batch([text], [16])).lengths.tolist() == [4]
+    text.tokens += [0] * 4
+    assert lengths_of(look_up, [text], [(0,), (0,), (0,), (0,)]) == [[4], [3], [2], [1]]
+    text.tokens.append(99)
+    assert lengths_of(look_up, [text], [(0,)]) == [[0]]
+    assert lengths_of(look_up, [text], [(0,)]) == [[1]]
 
 
 def test_a_row_starts_afresh_under_an_old_id() -> None:

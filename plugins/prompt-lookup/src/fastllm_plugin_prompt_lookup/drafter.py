@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .plugin import PromptLookupOptions
 
-LOOKED_AT: Final = 32
+LOOKED_AT: Final = 16
 """Places that a look-up tries at most: a bound, so that a tree costs as much in any text."""
 
 
@@ -130,7 +130,9 @@ class LookUp(Drafter):
 
 def cut(path: Sequence[int], ends: frozenset[int]) -> Sequence[int]:
     """A path up to the first token that ends a text, which stays: if it is right, the text ends a round sooner."""
-    return next((path[: at + 1] for at, token in enumerate(path) if token in ends), path)
+    if ends.isdisjoint(path):  # nearly always, and quick
+        return path
+    return next(path[: at + 1] for at, token in enumerate(path) if token in ends)
 
 
 def draft_of(trees: Sequence[Tree], device: torch.device) -> Draft:

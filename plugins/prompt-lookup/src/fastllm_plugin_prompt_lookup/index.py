@@ -34,8 +34,6 @@ class Index:
         self.capacity = capacity
         self.pick = pick
         self._tables = {size: Ngrams(self.tokens, size, capacity, forward=pick == "first") for size in sizes}
-        self._start = 0
-        """Where the text that is growing begins, behind the last break."""
 
     def __len__(self) -> int:
         """Tokens and breaks."""
@@ -46,13 +44,10 @@ class Index:
         known = len(self.tokens)
         self.tokens.extend(tokens)
         for end in range(known, len(self.tokens)):
-            if self.tokens[end] == BREAK:
-                self._start = end + 1
-                continue
-            for size, table in self._tables.items():
-                if end - size < self._start:
-                    break
-                table.add(end)
+            if self.tokens[end] != BREAK:
+                for size, table in self._tables.items():
+                    if size <= end:
+                        table.add(end)
 
     def ends(self, gram: array[int]) -> Iterable[int]:
         """Places behind an n-gram, whose length is one of the sizes, in the order of `pick`."""

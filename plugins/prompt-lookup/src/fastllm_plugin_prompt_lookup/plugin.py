@@ -29,7 +29,7 @@ class PromptLookupOptions(Options):
         '"frequent" from the latest one that went on with the most frequent next token.',
     )
     branches: int = Field(
-        1, ge=1, le=32, description="Different continuations to draft at most; more than 1 makes a tree of them."
+        1, ge=1, le=16, description="Different continuations to draft at most; more than 1 makes a tree of them."
     )
     adapt: bool = Field(
         True,
