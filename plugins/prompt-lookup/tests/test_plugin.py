@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from fastllm_core import ConfigError, Pipeline
 from fastllm_core.testing import tiny_model, tiny_tokenizer
 from fastllm_plugin_prompt_lookup.plugin import PromptLookupOptions
 
+README = Path(__file__).parents[1] / "README.md"
 PROMPTS = [[1, 2, 3] * 5, [7], [5] * 20, [9, 8], [4, 11, 6, 60, 33, 2, 1, 4, 11]]
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -131,3 +134,23 @@ def test_a_text_ends_where_plain_decodings_does_inside_a_draft() -> None:
                 results.append(pipeline.generate(PROMPTS[0], max_new_tokens=24))
         assert results[0].token_ids == results[1].token_ids == text[: text.index(end) + 1]
         assert results[1].finish_reason == "eos"
+
+
+def test_the_readme_lists_every_option_as_it_is() -> None:
+    """`python plugins/prompt-lookup/tests/test_plugin.py` rewrites the table."""
+    assert README.read_text(encoding="utf-8") == readme(), "run: python plugins/prompt-lookup/tests/test_plugin.py"
+
+
+def readme() -> str:
+    text = README.read_text(encoding="utf-8")
+    rows = [
+        f"| `{name}` | `{json.dumps(field.default)}` | {field.description} |\n"
+        for name, field in PromptLookupOptions.model_fields.items()
+    ]
+    head, end = "| option | default | meaning |\n| --- | --- | --- |\n", "<!-- end -->"
+    before, after = text.split(head)[0], text.split(end)[1]
+    return "".join([before, head, *rows, end, after])
+
+
+if __name__ == "__main__":
+    README.write_text(readme(), encoding="utf-8")
