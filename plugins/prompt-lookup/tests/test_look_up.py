@@ -397,6 +397,14 @@ def test_a_round_without_a_match_teaches_nothing() -> None:
     assert lengths_of(look_up, [text], [(0,)]) == [[1]]
 
 
+def test_a_round_in_which_nobody_was_asked_teaches_nothing() -> None:
+    look_up, text = drafter(), row(1, [0] * 4)
+    lengths_of(look_up, [text], [(4,)])
+    for _ in range(3):
+        decide(look_up, batch([text], [0]), [0])
+    assert lengths_of(look_up, [text], [(0,)]) == [[6]]
+
+
 def test_a_row_starts_afresh_under_an_old_id() -> None:
     look_up, text = drafter(), row(1, [0] * 4)
     lengths_of(look_up, [text], [(4,), (6,)])

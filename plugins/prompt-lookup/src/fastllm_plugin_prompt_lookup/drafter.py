@@ -45,7 +45,7 @@ class LookUp(Drafter):
         """Each row's index of its own text, by the row's id."""
         self.lengths = Lengths() if options.adapt else None
         self.drafted: dict[int, int] = {}
-        """Levels of each row's draft of this round."""
+        """Levels of each row's draft in the round that is not decided yet."""
         self.memory = Memory(self._index, options.corpus_tokens) if options.remember else None
         self.files = self._files(context) if options.corpus else None
 
@@ -56,14 +56,15 @@ class LookUp(Drafter):
     def propose(self, batch: Batch) -> Draft:
         """A chain for each row, or a tree where rows have several continuations; nothing where nothing is found."""
         trees = [self.tree(row, most) for row, most in zip(batch.rows, batch.draft_lengths, strict=True)]
-        self.drafted = {row.id: tree.depth for row, tree in zip(batch.rows, trees, strict=True) if tree.depth}
+        self.drafted = {row.id: tree.depth for row, tree in zip(batch.rows, trees, strict=True)}
         return draft_of(trees, batch.device)
 
     def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Learn how long each row's drafts should be, without asking the device: the text has grown by what is kept."""
         for row, before in zip(batch.rows, batch.lengths, strict=True):
-            if self.lengths and row.id in self.drafted:
-                self.lengths.observe(row.id, self.drafted[row.id], row.length - before - 1)
+            drafted = self.drafted.pop(row.id, 0)  # in a round in which no row drafts, nobody is asked to propose
+            if drafted and self.lengths:
+                self.lengths.observe(row.id, drafted, row.length - before - 1)
 
     def release(self, row: Row) -> None:
         """Forget the row, or remember what it wrote."""

@@ -33,8 +33,8 @@ class PromptLookupOptions(Options):
     )
     adapt: bool = Field(
         True,
-        description="Draft two tokens more after a draft that was accepted whole and one less after any other, each row "
-        "for itself, up to draft.length; false always drafts as much as it may.",
+        description="Each row drafts two tokens more after a draft that was accepted whole and one less after any "
+        "other, up to draft.length; false always drafts as much as it may.",
     )
     corpus: tuple[str, ...] = Field(
         (), description="UTF-8 text files to look up in as well, where the text itself has nothing as long."
