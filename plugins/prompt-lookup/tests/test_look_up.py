@@ -348,6 +348,16 @@ def test_requests_that_do_not_speculate_are_not_remembered() -> None:
     assert drafted(look_up.propose(batch([row(4, [1])], [4])))[-1] == (2, 3)
 
 
+def test_of_what_is_remembered_the_newer_comes_first_and_the_older_still_counts() -> None:
+    look_up = drafter(remember=True, corpus_tokens=64, max_ngram=1)
+    look_up.release(row(1, [9], [1, 2, 3, *[0] * 20]))
+    look_up.release(row(2, [9], [1, 4, 5, *[0] * 20]))
+    assert look_up.memory is not None
+    assert len(look_up.memory.indexes) == 2
+    assert drafted(look_up.propose(batch([row(3, [1])], [2])))[-1] == (4, 5)
+    assert drafted(look_up.propose(batch([row(4, [2])], [1])))[-1] == (3,)
+
+
 # -- how much is drafted -----------------------------------------------------------------------------------------------
 
 

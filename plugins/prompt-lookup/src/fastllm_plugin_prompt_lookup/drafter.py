@@ -51,7 +51,7 @@ class LookUp(Drafter):
 
     def prefill(self, row: Row, start: int, stop: int, hidden: Mapping[int, Tensor]) -> None:
         """Index the piece of the prompt that the target has read."""
-        self._own(row).extend(row.tokens[start:stop])
+        self._own(row, stop)
 
     def propose(self, batch: Batch) -> Draft:
         """A chain for each row, or a tree where rows have several continuations; nothing where nothing is found."""
@@ -85,8 +85,7 @@ class LookUp(Drafter):
         tree = Tree()
         if not most:
             return tree
-        own = self._own(row)
-        own.extend(row.tokens[len(own) :])
+        own = self._own(row, row.length)
         count = self.lengths.of(row.id, most) if self.lengths else most
         paths = (cut(path, row.request.eos_token_ids) for path in self._continuations(own, count))
         found = 0
@@ -104,10 +103,13 @@ class LookUp(Drafter):
                 gram = own.tokens[-size:]
                 yield from (source.copy(end, count) for source in sources for end in source.ends(gram))
 
-    def _own(self, row: Row) -> Index:
+    def _own(self, row: Row, stop: int) -> Index:
+        """The index of a row's own text, which takes in what it lacks of the first `stop` tokens."""
         if row.id not in self.indexes:
             self.indexes[row.id] = self._index(row.prompt_length + row.request.max_new_tokens)
-        return self.indexes[row.id]
+        own = self.indexes[row.id]
+        own.extend(row.tokens[len(own) : stop])
+        return own
 
     def _index(self, capacity: int) -> Index:
         return Index(self.sizes, capacity, self.options.pick)
