@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from .translation import translate
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from .plugin import UagOptions
+    from .plugin import Mode, UagOptions
 
 ENOUGH: Final = 0.5
 """The share of the target's vocabulary that the drafter must be able to say for `auto` to draw tokens from it."""
@@ -46,26 +46,44 @@ class Text:
 class TranslatingDrafter(Drafter):
     """A chain from a model whose tokens are not the target's."""
 
-    def __init__(self, options: UagOptions, context: Context) -> None:
-        """Load the draft model. Raises ModelError if a tokenizer is missing, ConfigError if the mode is impossible."""
-        self.target = Vocabulary(context.target, "model")
-        self._model = DraftModel(options, context)
-        self.vocabulary = Vocabulary(self._model.loaded, "options.uag.draft_model")
-        self.overlap = Overlap(self.target, self.vocabulary, context.network.device)
-        self.draws = self._draws(options)
+    def __init__(
+        self, model: DraftModel, target: Vocabulary, drafter: Vocabulary, mode: Mode, device: torch.device
+    ) -> None:
+        """target, drafter: the two vocabularies.  device: the target's.
+
+        Raises ConfigError if the mode is impossible.
+        """
+        self._model, self.target, self.vocabulary = model, target, drafter
+        self.overlap = Overlap(target, drafter, device)
+        if mode == "token" and not self.overlap.words:
+            raise ConfigError(
+                f"options.uag.mode: '{drafter.name}' and '{target.name}' have no token in common, so nothing can be "
+                'drafted token by token; set mode = "string"'
+            )
+        self.draws = mode == "token" or (mode == "auto" and self.overlap.share >= ENOUGH)
         """Whether drafts of rounds that sample are drawn from shared tokens."""
-        self.intersects = options.mode == "token"
+        self.intersects = mode == "token"
         """Whether greedy rounds draft shared tokens as well."""
         self.proposal = Proposal.SAMPLED if self.draws else Proposal.ONE_HOT
-        self._to_drafter = self.target.counterparts(self.vocabulary, "bos_token_id")
-        self._to_target = self.vocabulary.counterparts(self.target, "eos_token_id")
+        self._to_drafter = target.counterparts(drafter, "bos_token_id")
+        self._to_target = drafter.counterparts(target, "eos_token_id")
         self._texts: dict[int, Text] = {}
-        logging.getLogger("fastllm").info("uag: %s", self.choice)
-        if self.target.pieces == self.vocabulary.pieces:
-            logging.getLogger("fastllm").warning(
+
+    @classmethod
+    def of(cls, options: UagOptions, context: Context) -> Self:
+        """Load the draft model and say how it will draft. Raises ModelError or ConfigError."""
+        target = Vocabulary(context.target, "model")
+        model = DraftModel(options, context)
+        drafter = Vocabulary(model.loaded, "options.uag.draft_model")
+        made = cls(model, target, drafter, options.mode, context.network.device)
+        log = logging.getLogger("fastllm")
+        log.info("uag: %s", made.choice)
+        if target.pieces == drafter.pieces:
+            log.warning(
                 "uag: '%s' has the tokenizer of '%s': method = \"speculative\" needs no translation",
-                *(self.vocabulary.name, self.target.name),
+                *(drafter.name, target.name),
             )
+        return made
 
     @property
     def model(self) -> torch.nn.Module:
@@ -217,14 +235,6 @@ class TranslatingDrafter(Drafter):
     def _may_draft(self, row: Row, tokens: list[int], by_token: bool) -> bool:
         """Whether the drafter has something to go on; a token cannot begin within a character."""
         return bool(tokens) and not (by_token and self._texts[row.id].reading.pending)
-
-    def _draws(self, options: UagOptions) -> bool:
-        if options.mode == "token" and not self.overlap.words:
-            raise ConfigError(
-                f"options.uag.mode: '{self.vocabulary.name}' and '{self.target.name}' have no token in common, so "
-                'nothing can be drafted token by token; set mode = "string"'
-            )
-        return options.mode == "token" or (options.mode == "auto" and self.overlap.share >= ENOUGH)
 
 
 def agreement(old: Sequence[int], new: Sequence[int]) -> int:

@@ -76,9 +76,9 @@ class DraftModel:
         self.extent = self.cache.extent(max(first) + size + count - 1)
         self.cache.reserve(rows, self.extent)
         self.rows = slice(0, rows)
-        tokens = [texts[slot][-size:] if slot in texts else [0] * size for slot in range(rows)]
+        ends = [texts.get(slot, [0] * size)[-size:] for slot in range(rows)]
         device = self.network.device
-        inputs = chain(torch.tensor(tokens, device=device), torch.tensor(first, device=device), self.extent)
+        inputs = chain(torch.tensor(ends, device=device), torch.tensor(first, device=device), self.extent)
         for slot, text in texts.items():
             self.cache.lengths[slot] = len(text) + count - 1  # the last draft will not have been read
         if size == 1:

@@ -53,4 +53,4 @@ class Uag:
         """Load the draft model and lay the two vocabularies side by side."""
         from .drafter import TranslatingDrafter
 
-        return TranslatingDrafter(self.options, context)
+        return TranslatingDrafter.of(self.options, context)

@@ -62,7 +62,7 @@ class Reading:
             self._fixed += self.drafter.opening
         if self.fresh and piece:
             self.fresh = False
-            if self.target.lead.stripped and self.target.lead.due(self.first):
+            if self.target.lead.due(self.first):
                 piece = piece.removeprefix(b" ")
         self.blank = self.blank and not piece
         self._open += self._decoder.decode(piece)

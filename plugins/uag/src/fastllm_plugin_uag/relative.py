@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models
@@ -28,8 +28,8 @@ def relative(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder:
         characters = _characters(tokenizer)
         names = [*reversed(characters), *("".join(pair) for pair in list(pairwise(characters))[: 2 * MERGED : 2])]
         sources = {name: [characters[character] for character in name] for name in names}
-        unknown = tokenizer.convert_ids_to_tokens(0)
-        sources = {unknown: [0], **sources}
+        unknown = str(tokenizer.unk_token)
+        sources[unknown] = [0]
         _renumbered(model, list(sources.values())).save_pretrained(folder)
         _tokenizer(sources, unknown).save_pretrained(folder)
     return str(folder)
@@ -55,4 +55,4 @@ def _renumbered(model: PreTrainedModel, sources: list[list[int]]) -> PreTrainedM
     made.resize_token_embeddings(len(sources), mean_resizing=False)
     for layer, table in zip((made.get_input_embeddings(), made.get_output_embeddings()), tables, strict=True):
         layer.weight.copy_(torch.stack([table[ids].mean(0) for ids in sources]))
-    return made
+    return cast("PreTrainedModel", made)

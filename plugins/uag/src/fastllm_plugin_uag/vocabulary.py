@@ -18,37 +18,33 @@ from .pieces import byte_tokens, pieces, types
 if TYPE_CHECKING:
     from fastllm_core import LoadedModel
 
+NOWHERE: Final = "\U0010ffff"
+"""No character at all, so that no text has it."""
 ROLES: Final = ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """Whether a tokenizer writes a space in front of a text that begins, which is no part of the text."""
+    """Whether a tokenizer writes a space in front of a text that begins, and leaves it out again when it decodes."""
 
     always: bool = False
     """Wherever text begins: at the very start and behind every special token."""
     first: bool = False
     """At the very start only."""
-    spared: bool = False
-    """Not if the text begins with a space itself."""
-    stripped: bool = False
-    """Decoding leaves it out again."""
 
     def due(self, first: bool) -> bool:
-        """Whether there is one at the begin of a stretch of text, the first one or a later one."""
+        """Whether there is one where text begins, for the first time or later."""
         return self.always or (self.first and first)
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Lead:
         """What tokenizer.json says."""
-        parts = [*types(state["normalizer"]), *types(state["pre_tokenizer"])]
-        stripped = any(part["type"] in ("Strip", "Metaspace") for part in types(state["decoder"]))
-        for part in parts:
-            scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space") else "never")
-            if part["type"] == "Prepend":
-                return cls(always=True, stripped=stripped)
-            if part["type"] in ("Metaspace", "ByteLevel") and scheme != "never":
-                return cls(scheme == "always", scheme == "first", spared=True, stripped=stripped)
+        if all(part["type"] not in ("Strip", "Metaspace") for part in types(state["decoder"])):
+            return cls()  # decoding shows the space, so it is part of the text
+        for part in (*types(state["normalizer"]), *types(state["pre_tokenizer"])):
+            scheme = "always" if part["type"] == "Prepend" else part.get("prepend_scheme", "never")
+            if scheme != "never":
+                return cls(always=scheme == "always", first=scheme == "first")
         return cls()
 
 
@@ -115,9 +111,9 @@ class Vocabulary:
 
         lead: it begins where this tokenizer writes a space in front.
         """
-        if lead and text and not (self.lead.spared and text.startswith(" ")):
-            text = f" {text}"
-        return list(self._raw.encode(text, add_special_tokens=False).ids) if text else []
+        if not text:
+            return []
+        return list(self._raw.encode(f" {text}" if lead else text, add_special_tokens=False).ids)
 
     def spell(self, piece: bytes) -> list[int]:
         """Tokens of bytes that are no whole characters: one for all, or one for each; empty if some byte has none."""
@@ -148,6 +144,13 @@ def _raw(state: Mapping[str, Any]) -> Tokenizer:
     bare = {**state, "post_processor": None, "truncation": None, "padding": None}
     bare["normalizer"] = _without_lead(state["normalizer"])
     bare["pre_tokenizer"] = _without_lead(state["pre_tokenizer"])
+    if state["model"]["type"] == "Unigram":  # whose model itself would spell "</s>" by the special token
+        special = {token["content"] for token in state["added_tokens"] if token["special"]}
+        words = [[name + NOWHERE * (name in special), score] for name, score in state["model"]["vocab"]]
+        bare["model"] = {**state["model"], "vocab": words}
+        bare["added_tokens"] = [
+            {**token, "content": token["content"] + NOWHERE * token["special"]} for token in state["added_tokens"]
+        ]
     raw = Tokenizer.from_str(json.dumps(bare))
     raw.encode_special_tokens = True  # text that looks like a special token is text
     return raw
