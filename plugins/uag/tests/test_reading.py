@@ -94,7 +94,17 @@ def test_special_tokens_stay_special_tokens(kinds: Any) -> None:
     said = shown(kinds.tokenizer("byte-fallback"), made.ids)
     assert said == f"<s> {text}</s>  Once"  # its own tokenizer, too, puts a space in front of each stretch
     assert made.ids.count(1) == made.ids.count(2) == 1
-    assert made.first is False
+
+
+def test_a_begin_that_the_drafter_lacks_is_its_own_begin(kinds: Any) -> None:
+    """Many a drafter has no token that begins a text; letters that look like the target's would only confuse it."""
+    theirs, ours = kinds.vocabulary("stories-4096"), kinds.vocabulary("byte-level")
+    assert 1 not in theirs.counterparts(ours, "bos_token_id")
+    made = reading(theirs, ours)
+    made.read(kinds.tokenizer("stories-4096")("Once upon").input_ids)
+    assert shown(kinds.tokenizer("byte-level"), made.ids) == "Once upon"
+    made.read([*kinds.tokenizer("stories-4096")("Once upon").input_ids, 1, *theirs.encode(" a")])
+    assert shown(kinds.tokenizer("byte-level"), made.ids) == "Once upon<s>a"
 
 
 def test_marks_of_a_chat_are_kept_where_both_have_them(kinds: Any) -> None:

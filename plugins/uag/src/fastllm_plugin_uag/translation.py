@@ -14,9 +14,9 @@ def translate(reading: Reading, drafted: Sequence[int], specials: dict[int, int]
     Only the drafted text is tokenized. Its first token begins where the last committed one ends, and whatever the
     target would have merged across that place, it has not.
     """
-    target, drafter = reading.target, reading.drafter
+    target = reading.target
     words, ending = _words(reading, drafted, specials)
-    if reading.blank and drafter.lead.due(reading.first):
+    if reading.drafter_leads:
         words = words.removeprefix(b" ")
     if not words.startswith(reading.pending):
         return []
@@ -25,8 +25,7 @@ def translate(reading: Reading, drafted: Sequence[int], specials: dict[int, int]
     if reading.pending and not begun:
         return []
     text, rest = _whole_characters(words[started:])
-    lead = reading.fresh and target.lead.due(reading.first)
-    tokens = [*begun, *target.encode(text, lead)]
+    tokens = [*begun, *target.encode(text, reading.target_leads)]
     unknown = target.roles.get("unk_token_id")
     if unknown in tokens:  # the target has no token for what comes here
         return tokens[: tokens.index(unknown)]
