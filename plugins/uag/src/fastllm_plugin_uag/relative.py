@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models
@@ -15,18 +15,19 @@ from transformers import PreTrainedTokenizerFast
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MERGED = 6
+MERGED: Final = 6
 """Pairs of neighbouring entries that are one token here."""
 
 
-def relative(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+def relative(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, merged: int = MERGED) -> str:
     """Save a draft model for a target whose tokens are characters. Returns the folder.
 
     Its tokenizer is a BPE of the same characters, backwards, and of a few pairs of them.
+    merged: how many. Without any it says what the target says, always.
     """
     if not folder.exists():
         characters = _characters(tokenizer)
-        names = [*reversed(characters), *("".join(pair) for pair in list(pairwise(characters))[: 2 * MERGED : 2])]
+        names = [*reversed(characters), *("".join(pair) for pair in list(pairwise(characters))[: 2 * merged : 2])]
         sources = {name: [characters[character] for character in name] for name in names}
         unknown = str(tokenizer.unk_token)
         sources[unknown] = [0]
