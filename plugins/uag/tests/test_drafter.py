@@ -35,13 +35,17 @@ def uag(tmp_path: Path) -> Iterator[Loads]:
     made: list[Pipeline] = []
 
     def build(
-        target: PreTrainedModel, draft: PreTrainedModel | None = None, merged: int = 6, **options: Any
+        target: PreTrainedModel,
+        draft: PreTrainedModel | None = None,
+        merged: int = 6,
+        config: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Pipeline:
-        settings = {key: options.pop(key) for key in [*options] if "." in key}
-        config = {"draft.controller": "fixed", "draft.length": LENGTH, "forward": "eager", **settings}
+        settings = {**(config or {}), **{key: options.pop(key) for key in [*options] if "." in key}}
+        settings = {"draft.controller": "fixed", "draft.length": LENGTH, "forward": "eager", **settings}
         folder = relative(draft or target, tiny_tokenizer(), tmp_path / str(len(made)), merged)
         made.append(
-            fastllm_core.load(target, "uag", tokenizer=tiny_tokenizer(), config=config, draft_model=folder, **options)
+            fastllm_core.load(target, "uag", tokenizer=tiny_tokenizer(), config=settings, draft_model=folder, **options)
         )
         return made[-1]
 
@@ -84,6 +88,17 @@ def test_greedy_text_is_the_targets_whatever_is_drafted(uag: Loads, mode: str) -
     results = uag(small(), small(1), mode=mode).generate(PROMPTS, max_new_tokens=20)
     assert [result.token_ids for result in results] == plain(small(), max_new_tokens=20)
     assert sum(result.report.drafted for result in results) > sum(result.report.accepted for result in results)
+
+
+def test_exact_mode_writes_the_same_in_any_format(uag: Loads) -> None:
+    """Bit for bit: in bfloat16, beside others, whatever is drafted."""
+    target = small().to(torch.bfloat16)
+    config = {"exact": True, "engine.max_rows": 3, "draft.length": LENGTH}
+    with fastllm_core.load(target, "plain", tokenizer=tiny_tokenizer(), config=config) as pipeline:
+        expected = [result.token_ids for result in pipeline.generate(PROMPTS, max_new_tokens=20)]
+    results = uag(target, merged=0, config=config).generate(PROMPTS, max_new_tokens=20)
+    assert [result.token_ids for result in results] == expected
+    assert sum(result.report.accepted for result in results) > 30
 
 
 def test_string_mode_under_sampling_is_plain_decoding_for_the_same_seed(uag: Loads) -> None:

@@ -117,6 +117,33 @@ def test_marks_of_a_chat_are_kept_where_both_have_them(kinds: Any) -> None:
     assert ours.decode(made.ids, skip_special_tokens=False) == "<|im_start|>user\nhi <|im_end|>\n"
 
 
+def test_words_that_are_marked_where_they_go_on(kinds: Any) -> None:
+    """WordPiece: a space in front of every word, which the first of a text does not show."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["[UNK]", "the", "dog", "##gy", "runs", "!"]
+    backend = Tokenizer(models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    words = Vocabulary(kinds.loaded(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")), "model")
+    tokens = backend.encode("the doggy runs!").ids
+    made = reading(words, kinds.vocabulary("byte-level"))
+    made.read(tokens)
+    assert shown(kinds.tokenizer("byte-level"), made.ids) == "the doggy runs!"
+    back = reading(kinds.vocabulary("byte-level"), words)
+    back.read(kinds.vocabulary("byte-level").encode("the doggy runs!"))
+    assert back.ids == tokens
+
+
+def test_a_tokenizer_with_more_entries_than_its_model(kinds: Any) -> None:
+    """What the model has no row for must not reach it."""
+    ours = Vocabulary(kinds.loaded(kinds.tokenizer("stories-4096"), size=300), "model")
+    made = reading(kinds.vocabulary("byte-level"), ours)
+    made.read(kinds.vocabulary("byte-level").encode("Once upon a time"))
+    assert len(made.ids) > 3
+    assert max(made.ids) == 299
+
+
 @pytest.mark.parametrize("kind", ["byte-fallback", "stories-512"])
 def test_the_token_that_begins_a_text_comes_once(kinds: Any, kind: str) -> None:
     """Whether the target has one or not, and however long the text gets."""

@@ -221,8 +221,7 @@ class TranslatingDrafter(Drafter):
         text.reading.read(tokens)
         own = self._model.window(text.reading.ids, count)
         if text.drafted is not None:
-            text.held += text.drafted.tolist()
-            text.drafted = None
+            text.held, text.drafted = [*text.held, *text.drafted.tolist()], None
         self._model.keep(row.slot, min(agreement(text.held, own), max(0, len(own) - 1)))
         return own
 

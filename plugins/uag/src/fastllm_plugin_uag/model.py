@@ -70,7 +70,6 @@ class DraftModel:
         size = self._catch_up(texts)
         for slot, tokens in texts.items():
             self.read(slot, tokens[:-size])
-        self.cache.reserve(rows, max(map(len, texts.values())) + count)
         # A row that does not draft writes behind what is stored of it, which nobody sees.
         first = [len(texts[slot]) - size if slot in texts else self.stored(slot) for slot in range(rows)]
         self.extent = self.cache.extent(max(first) + size + count - 1)

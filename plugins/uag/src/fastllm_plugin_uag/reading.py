@@ -126,7 +126,7 @@ class Reading:
         self._open += text
 
     def _so_far(self) -> list[int]:
-        return [*self._fixed, *self.drafter.encode(self._open, self._leads)]
+        return [*self._fixed, *self.drafter.known(self.drafter.encode(self._open, self._leads))]
 
     def _fix(self) -> None:
         """Fix the tokens of whole stretches: each ends at the first safe place behind `SHORTEST` characters."""

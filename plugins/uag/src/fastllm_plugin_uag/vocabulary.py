@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -39,7 +39,10 @@ class Lead:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Lead:
         """What tokenizer.json says."""
-        if all(part["type"] not in ("Strip", "Metaspace") for part in types(state["decoder"])):
+        decoders = {part["type"] for part in types(state["decoder"])}
+        if "WordPiece" in decoders:  # a space in front of every word, in the end
+            return cls(always=True)
+        if not decoders & {"Strip", "Metaspace"}:
             return cls()  # decoding shows the space, so it is part of the text
         for part in (*types(state["normalizer"]), *types(state["pre_tokenizer"])):
             scheme = "always" if part["type"] == "Prepend" else part.get("prepend_scheme", "never")
@@ -86,25 +89,12 @@ class Vocabulary:
         roles = {role: getattr(tokenizer, role, None) for role in ROLES}
         self.roles = {role: index for role, index in roles.items() if index is not None}
         """Ids of the tokens that begin a text, end it, and so on, by what transformers calls them."""
-        self.opening = _opening(backend)
+        self.opening = self.known(_opening(backend))
         """What the tokenizer puts in front of a text: the token that begins it, for most."""
-
-    @cached_property
-    def words(self) -> dict[int, bytes]:
+        self.words = {index: piece for index, piece in self.pieces.items() if piece and index not in self.specials}
         """The tokens that are text, each with its bytes."""
-        return {index: piece for index, piece in self.pieces.items() if piece and index not in self.specials}
-
-    @cached_property
-    def cuts(self) -> re.Pattern[str] | None:
-        """Where text can be cut so that the parts have the tokens of the whole; None if nowhere for certain.
-
-        That is so wherever no token reaches across: then no merge does (BPE), nor the best path (Unigram). Before a
-        word, and behind the end of a line, the pre-tokenizers of those that split by expressions cut as well.
-        """
-        texts = [piece.decode(errors="replace") for piece in self.words.values()]
-        across = {r"(?<=\S)(?= \S)": r"\S ", r"(?<=\n)(?=\S)": r"\n\S"}
-        safe = [cut for cut, reach in across.items() if not any(re.search(reach, text) for text in texts)]
-        return re.compile("|".join(safe)) if safe else None
+        self.cuts = _cuts(self.words.values())
+        """Where text can be cut so that the parts have the tokens of the whole; None if nowhere for certain."""
 
     def encode(self, text: str, lead: bool = False) -> list[int]:
         """The tokens of a stretch of text and nothing else: no special tokens, whatever the text looks like.
@@ -114,6 +104,11 @@ class Vocabulary:
         if not text:
             return []
         return list(self._raw.encode(f" {text}" if lead else text, add_special_tokens=False).ids)
+
+    def known(self, tokens: list[int]) -> list[int]:
+        """Tokens that the model can read: for those that only its tokenizer has, the last one of its own."""
+        last = self.size - 1
+        return tokens if max(tokens, default=0) <= last else [min(token, last) for token in tokens]
 
     def spell(self, piece: bytes) -> list[int]:
         """Tokens of bytes that are no whole characters: one for all, or one for each; empty if some byte has none."""
@@ -168,6 +163,17 @@ def _without_lead(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if "add_prefix_space" in made:
         made["add_prefix_space"] = False
     return made
+
+
+def _cuts(words: Iterable[bytes]) -> re.Pattern[str] | None:
+    """Where no token reaches across: then no merge does (BPE), nor the best path (Unigram).
+
+    Before a word, and behind the end of a line, tokenizers that split text by expressions split as well.
+    """
+    texts = [piece.decode(errors="replace") for piece in words]
+    across = {r"(?<=\S)(?= \S)": r"\S ", r"(?<=\n)(?=\S)": r"\n\S"}
+    safe = [cut for cut, reach in across.items() if not any(re.search(reach, text) for text in texts)]
+    return re.compile("|".join(safe)) if safe else None
 
 
 def _opening(backend: Tokenizer) -> list[int]:
