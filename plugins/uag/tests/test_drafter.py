@@ -39,13 +39,16 @@ def uag(tmp_path: Path) -> Iterator[Loads]:
         draft: PreTrainedModel | None = None,
         merged: int = 6,
         config: Mapping[str, Any] | None = None,
+        size: int = 64,
         **options: Any,
     ) -> Pipeline:
         settings = {**(config or {}), **{key: options.pop(key) for key in [*options] if "." in key}}
         settings = {"draft.controller": "fixed", "draft.length": LENGTH, "forward": "eager", **settings}
-        folder = relative(draft or target, tiny_tokenizer(), tmp_path / str(len(made)), merged)
+        folder = relative(draft or target, tiny_tokenizer(size), tmp_path / str(len(made)), merged)
         made.append(
-            fastllm_core.load(target, "uag", tokenizer=tiny_tokenizer(), config=settings, draft_model=folder, **options)
+            fastllm_core.load(
+                target, "uag", tokenizer=tiny_tokenizer(size), config=settings, draft_model=folder, **options
+            )
         )
         return made[-1]
 
@@ -150,12 +153,27 @@ def test_the_drafters_own_number_format(uag: Loads) -> None:
 
 def test_what_is_taken_for_stored_is_what_a_fresh_reading_would_store(uag: Loads) -> None:
     """After any verdict, with tokens that merge with later ones, and rows that come and go."""
-    assert stored_wrongly(uag(small(), small(1), **{"engine.max_rows": 3})) == (0, True)
+    assert stored_wrongly(few_letters(uag)) == (0, True)
 
 
 def test_a_cache_that_is_not_cut_is_noticed(uag: Loads, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafter_module, "agreement", lambda old, new: min(len(old), len(new)))
-    assert stored_wrongly(uag(small(), small(1), **{"engine.max_rows": 3}))[0] > 0
+    assert stored_wrongly(few_letters(uag))[0] > 0
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_a_cut_that_is_off_by_one_is_noticed(uag: Loads, monkeypatch: pytest.MonkeyPatch, parity: int) -> None:
+    def late(old: list[int], new: list[int]) -> int:
+        shorter = min(len(old), len(new))
+        return next((i for i in range(shorter) if old[i] != new[i] and i % 2 == parity), shorter)
+
+    monkeypatch.setattr(drafter_module, "agreement", late)
+    assert stored_wrongly(few_letters(uag))[0] > 0
+
+
+def few_letters(uag: Loads) -> Pipeline:
+    """Seven of them, of which every two neighbours are one token of the drafter's, so that tokens change afterwards."""
+    return uag(small(vocab_size=8), small(1, vocab_size=8), size=8, **{"engine.max_rows": 3})
 
 
 def stored_wrongly(pipeline: Pipeline) -> tuple[int, bool]:
@@ -175,7 +193,7 @@ def stored_wrongly(pipeline: Pipeline) -> tuple[int, bool]:
     engine.parts = replace(engine.parts, acceptor=AnyVerdict())
     assert not engine.parts.drafter_caches
     assert [*engine.parts.foreign_caches] == [model.cache]
-    for prompt in [*PROMPTS, *PROMPTS]:
+    for prompt in [[1, 2, 3], [7], [5] * 20, [2, 4], [4, 1, 6, 6, 3, 2, 1]] * 2:
         engine.add(pipeline.request(prompt, max_new_tokens=25))
     while not engine.idle:
         engine.step()

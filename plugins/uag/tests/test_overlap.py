@@ -56,6 +56,16 @@ def test_equal_strings_are_paired_like_with_like_and_once(kinds: Any) -> None:
     assert pairs(fallback(kinds, ["<0x62>", "<unk>", "x"]), fallback(kinds, ["b", "<unk>"])) == {0: 0}
 
 
+def test_of_several_ways_to_say_the_same_one_is_taken(kinds: Any) -> None:
+    """Else two drafted tokens would be scattered to one place, and one of their probabilities lost."""
+    backend = Tokenizer(models.BPE({"<unk>": 0, "▁": 1, " ": 2, "a": 3}, [], unk_token="<unk>"))
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    twice = Vocabulary(kinds.loaded(made), "model")
+    assert twice.words[1] == twice.words[2] == b" "
+    assert pairs(fallback(kinds, ["<unk>", "a", " "]), twice) == {1: 2, 3: 1}
+
+
 def test_logits_move_to_the_places_of_the_same_tokens(kinds: Any) -> None:
     target, drafter = fallback(kinds, ["<unk>", "a", "b", "c"]), fallback(kinds, ["c", "x", "<unk>", "a"])
     overlap = Overlap(target, drafter, torch.device("cpu"))

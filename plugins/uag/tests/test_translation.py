@@ -60,6 +60,7 @@ def test_a_draft_that_contradicts_the_held_back_bytes_is_none(kinds: Any) -> Non
     assert made.pending == "🙂".encode()[:3]
     assert translated(made, ours.encode("🙂 b")) == [theirs.encode("🙂")[-1], *theirs.encode(" b")]
     assert translated(made, ours.encode("b")) == []
+    assert translated(made, ours.encode("👩 b")) == []
     assert translated(made, []) == []
 
 
