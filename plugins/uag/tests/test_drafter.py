@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,26 @@ def test_a_cut_that_is_off_by_one_is_noticed(uag: Loads, monkeypatch: pytest.Mon
     assert stored_wrongly(few_letters(uag))[0] > 0
 
 
+def test_a_row_that_rests_and_is_written_over_is_noticed(uag: Loads) -> None:
+    pipeline = few_letters(uag)
+    model = drafter_of(pipeline)._model
+    right, starting = model.start, list[int]()
+    stored = model.stored
+
+    def start(texts: Mapping[int, list[int]], rows: int, count: int) -> Advance:
+        """As if each row that does not draft had nothing stored."""
+        starting.append(rows)
+        model.stored = lambda slot: stored(slot) if slot in texts else 0  # type: ignore[method-assign]
+        try:
+            return right(texts, rows, count)
+        finally:
+            model.stored = stored  # type: ignore[method-assign]
+
+    model.start = start  # type: ignore[method-assign]
+    assert stored_wrongly(pipeline)[0] > 0
+    assert max(starting) == 3
+
+
 def few_letters(uag: Loads) -> Pipeline:
     """Seven of them, of which every two neighbours are one token of the drafter's, so that tokens change afterwards."""
     return uag(small(vocab_size=8), small(1, vocab_size=8), size=8, **{"engine.max_rows": 3})
@@ -189,8 +210,10 @@ def stored_wrongly(pipeline: Pipeline) -> tuple[int, bool]:
         return right(texts, rows, count)
 
     model.start = start  # type: ignore[method-assign]
-    engine = pipeline.engine
+    engine, rng = pipeline.engine, random.Random(1)
     engine.parts = replace(engine.parts, acceptor=AnyVerdict())
+    controller: Any = engine.parts.controller
+    controller.lengths = lambda rows: [rng.choice([0, LENGTH, LENGTH]) for _ in rows]  # some rest while others draft
     assert not engine.parts.drafter_caches
     assert [*engine.parts.foreign_caches] == [model.cache]
     for prompt in [[1, 2, 3], [7], [5] * 20, [2, 4], [4, 1, 6, 6, 3, 2, 1]] * 2:
