@@ -1,4 +1,4 @@
-"""Searches on synthetic objectives: what they find, in which order they try, and that they go on as if never stopped."""
+"""Searches on synthetic objectives: what they find, in which order, and that they go on as if never stopped."""
 
 from __future__ import annotations
 
