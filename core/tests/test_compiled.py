@@ -121,8 +121,16 @@ def test_hidden_states_go_in_and_come_out(backend: Unrolled) -> None:
     assert len(backend.taken) == 3
 
 
+SKIPPED: dict[str, Any] = {
+    "skip_attention": frozenset({1, 3}),
+    "skip_mlp": frozenset({2, 3}),
+    "hidden_layers": (2,),
+}
+
+
+@pytest.mark.parametrize("options", [{}, SKIPPED], ids=["whole", "skipped"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int) -> None:
+def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int, options: dict[str, Any]) -> None:
     """Each row that comes out is the row that a caller would make of the most likely token."""
     network = network_of(tiny_model("llama"))
     found = []
@@ -130,8 +138,12 @@ def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int) -> None:
         network.runner = runner
         layers, row, said = filled(network, batch).layers(slice(0, batch), EXTENT), rows_of(batch, 1, "chain"), []
         for step in range(4):
-            logits, likely, behind = network.advance(row, layers)
+            logits, likely, behind, hidden = network.advance(row, layers, **options)
             starts = torch.arange(11, 11 + batch) + step
+            outputs = network.forward(row, layers, **options)
+            assert outputs.logits is not None
+            torch.testing.assert_close(logits, outputs.logits[:, 0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(hidden, tuple(outputs.hidden.values()), rtol=1e-4, atol=1e-4)
             wanted = chain(logits.argmax(-1, keepdim=True), starts, EXTENT)
             for part in ("tokens", "positions", "slots", "mask"):
                 assert torch.equal(getattr(behind, part), getattr(wanted, part))
@@ -140,7 +152,9 @@ def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int) -> None:
             said.append(logits)
         found.append(torch.stack(said))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    assert [program.facts["name"].endswith("text" if batch == 1 else "texts") for program in backend.taken] == [True]
+    names = [program.name for program in backend.taken]
+    assert [name.endswith("text" if batch == 1 else "texts") for name in names] == [True, True]
+    assert all(("4 sub-layers skipped, hidden states 2" in name) is bool(options) for name in names)
 
 
 def test_skip_sets_have_programs_of_their_own(backend: Unrolled) -> None:

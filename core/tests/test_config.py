@@ -111,7 +111,8 @@ def test_value_where_a_table_belongs(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("draft = 5")
     assert "draft.length: 'draft' is a value and not a table" in error(path=file, overrides={"draft.length": 3})
-    assert error(path=file) == f"draft: is a table, not 5 ({file}); its keys are draft.controller, draft.length"
+    keys = "draft.controller, draft.length, draft.threshold, draft.acceptance"
+    assert error(path=file) == f"draft: is a table, not 5 ({file}); its keys are {keys}"
     file.write_text("draft = ")
     assert "not valid TOML" in error(path=file)
 

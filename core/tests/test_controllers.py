@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fastllm_core.controllers import CostModel, Fixed, Heuristic, Round, expected_tokens, make_controller
+from fastllm_core.controllers import CostModel, Fixed, Heuristic, Round, Threshold, expected_tokens, make_controller
 from fastllm_core.errors import ConfigError
 
 
@@ -186,9 +186,68 @@ def test_auto_keeps_rows_apart() -> None:
 
 
 def test_controllers_by_name() -> None:
-    kinds = {name: type(make_controller(name, 3)) for name in ("fixed", "heuristic", "auto")}
-    assert kinds == {"fixed": Fixed, "heuristic": Heuristic, "auto": CostModel}
+    kinds = {name: type(make_controller(name, 3)) for name in ("fixed", "heuristic", "threshold", "auto")}
+    assert kinds == {"fixed": Fixed, "heuristic": Heuristic, "threshold": Threshold, "auto": CostModel}
     with pytest.raises(
-        ConfigError, match=r"draft\.controller: 'best' does not exist; choose one of fixed, heuristic, auto"
+        ConfigError, match=r"draft\.controller: 'best' does not exist; choose one of fixed, heuristic, threshold, auto"
     ):
         make_controller("best", 3)
+
+
+def followed(controller: Threshold, drafts: list[tuple[int, int]], *, sampled: bool = False) -> list[float]:
+    """The threshold after each (drafted, accepted)."""
+    seen = []
+    for drafted, accepted in drafts:
+        controller.thresholds([1], [sampled])
+        controller.observe(round_of(drafted, accepted))
+        seen.append(controller.state(1)["threshold"])
+    return seen
+
+
+def test_the_threshold_moves_by_the_papers_rule() -> None:
+    """By hand: m = .5 m + .5 a/k from 0; th = .9 th + .1 (th + .01, th or th - .01)."""
+    controller = Threshold(8)
+    # m = .5: up.  .75: up.  .875: up.  .9375 with less than 8 drafted: down.  .96875 with 8: still.  m = .484: up.
+    rounds = [(4, 4), (4, 4), (4, 4), (4, 4), (8, 8), (4, 0)]
+    steps = [0.001, 0.001, 0.001, -0.001, 0.0, 0.001]
+    expected = [0.8 + sum(steps[: i + 1]) for i in range(len(steps))]
+    assert followed(controller, rounds) == pytest.approx(expected)
+    assert controller.state(1)["acceptance"] == pytest.approx(0.484375)
+
+
+def test_a_threshold_that_moves_the_wrong_way_would_be_seen() -> None:
+    """Under poor acceptance drafts must end sooner, so the threshold must rise."""
+    assert followed(Threshold(5), [(5, 0)] * 50)[-1] == pytest.approx(0.85)
+    assert followed(Threshold(5), [(4, 4)] * 50)[-1] == pytest.approx(0.8 + 0.003 - 0.047)
+
+
+def test_a_round_without_a_draft_moves_no_threshold() -> None:
+    """a / k with k = 0."""
+    controller = Threshold(5)
+    assert followed(controller, [(0, 0), (0, 0)]) == [0.8, 0.8]
+    assert controller.state(1) == {"threshold": 0.8, "acceptance": 0.0}
+
+
+def test_each_row_has_its_own_threshold_and_takes_it_along() -> None:
+    controller = Threshold(4)
+    assert controller.thresholds([1, 2], [False, True]) == [0.8, 0.5]
+    controller.observe(Round((1, 2), (4, 4), (0, 0), 1.0, 1.0, 0.1))
+    assert controller.thresholds([2, 1], [True, False]) == pytest.approx([0.501, 0.801])
+    controller.release(1)
+    assert controller.state(1) == {}
+    assert controller.thresholds([1], [False]) == [0.8]
+
+
+def test_the_threshold_and_its_target_can_be_set() -> None:
+    controller = make_controller("threshold", 5, 0.3, 0.4)
+    assert controller.thresholds([1, 2], [False, True]) == [0.3, 0.3]
+    controller.observe(round_of(2, 2))
+    assert controller.state(1)["threshold"] == pytest.approx(0.299)
+    assert controller.lengths([1, 2]) == [5, 5]
+
+
+@pytest.mark.parametrize("name", ["fixed", "heuristic", "auto"])
+def test_other_controllers_end_no_draft(name: str) -> None:
+    controller = make_controller(name, 5)
+    assert controller.thresholds([1, 2], [False, True]) == [0.0, 0.0]
+    assert controller.state(1) == {}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .adapters import Adapter
     from .batch import Batch, Row
     from .cache import SlotCache
+    from .confidence import Confidence
     from .config import Config, load_config
     from .config_text import to_toml
     from .context import Context
@@ -72,6 +73,7 @@ _PUBLIC = {
     "adapters": ("Adapter",),
     "batch": ("Batch", "Row"),
     "cache": ("SlotCache",),
+    "confidence": ("Confidence",),
     "config": ("Config", "load_config"),
     "config_text": ("to_toml",),
     "context": ("Context",),

@@ -49,6 +49,9 @@ class Batch:
     """The most tokens (for a tree: levels) that each row may draft in this round; 0 for a row that decodes plainly."""
     device: torch.device
     sampling: Sampling
+    thresholds: tuple[float, ...] = field(default=(), kw_only=True)
+    """A row's draft ends behind a token that the drafter finds less likely than this; the token stays in the draft. 0
+    ends none; () is 0 for every row. A drafter that heeds them says so (`Drafter.heeds_thresholds`)."""
     lengths: tuple[int, ...] = field(init=False)
     """n of each row when the round began."""
 

@@ -98,7 +98,7 @@ class CompiledRunner(Stepping):
         super().__init__(network)
         self.backend = backend
         self._forwards: dict[tuple[object, ...], LoadedProgram | None] = {}
-        self._advances: dict[bool, LoadedProgram | None] = {}
+        self._advances: dict[tuple[Passage, bool], LoadedProgram | None] = {}
         self._programs: dict[tuple[Passage, Form], LoadedProgram | None] = {}
         self._facts: dict[str, Any] | None = None
         self._rows: dict[int, Tensor] = {}
@@ -117,21 +117,21 @@ class CompiledRunner(Stepping):
             return self.network.eager(passage, inputs, cache)
         return self._run(program, passage, inputs, buffers)
 
-    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
+    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
         """One row, its most likely token and the row behind it, all in one program."""
         many = inputs.positions.shape[0] > 1
         try:
-            program = self._advances[many]
+            program = self._advances[passage, many]
         except KeyError:
-            program = self._advances[many] = self._program(self.network.whole, Form(many=many, advance=True))
+            program = self._advances[passage, many] = self._program(passage, Form(many=many, advance=True))
         buffers = None if program is None else self._buffers(cache)
         assert inputs.tokens is not None
         if program is None or buffers is None:
-            return super().advance(inputs, cache)
-        logits, likely, positions, slots, mask = program.run(
+            return super().advance(passage, inputs, cache)
+        logits, likely, positions, slots, mask, *hidden = program.run(
             [inputs.tokens.contiguous(), inputs.positions, inputs.slots, inputs.mask, *buffers]
         )
-        return Advance(logits, likely, Inputs(likely, None, positions, slots, mask, None))
+        return Advance(logits, likely, Inputs(likely, None, positions, slots, mask, None), tuple(hidden))
 
     def _run(self, program: LoadedProgram, passage: Passage, inputs: Inputs, buffers: tuple[Tensor, ...]) -> Answer:
         entry = inputs.tokens if inputs.hidden is None else inputs.hidden

@@ -32,6 +32,7 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
         "guarantee",
         "hidden_layers",
         "resume_layer",
+        "heeds_thresholds",
     ),
     "verifier": ("score",),
     "kv_cache": ("lengths", "capacity", "reserve", "layers", "extent", "commit", "move", "release"),

@@ -84,11 +84,33 @@ class Draft(Section):
     controller: str = Field(
         default="auto",
         description='Who chooses the draft length: "auto" from measured costs, nothing where drafting does not pay; '
-        '"heuristic" longer after full acceptance, shorter otherwise; "fixed" always `length`.',
+        '"heuristic" longer after full acceptance, shorter otherwise; "threshold" until the drafter is unsure; '
+        '"fixed" always `length`.',
     )
     length: PositiveInt = Field(
         default=5, description="The most tokens (for a tree: levels) that are drafted in a round."
     )
+    threshold: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description='For "threshold": a draft ends behind a token less likely than this, at first; unset: 0.8 where '
+        "decoding is greedy, 0.5 where it samples.",
+    )
+    acceptance: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description='For "threshold": the share of drafted tokens that should be accepted, by which the threshold is '
+        "tuned; unset: 0.9.",
+    )
+
+    @field_validator("threshold", "acceptance")
+    @classmethod
+    def _must_be_read(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("controller", "threshold") != "threshold":
+            raise ValueError('must be unset unless draft.controller = "threshold"')
+        return value
 
 
 class SamplingDefaults(Section):

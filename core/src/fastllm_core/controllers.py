@@ -1,7 +1,7 @@
-"""How many tokens to draft: fixed, heuristic, or what the measured cost model says.
+"""How many tokens to draft: fixed, heuristic, until the drafter is unsure, or what the measured cost model says.
 
 A controller may look at past rounds, never at the tokens that this round will draw, so that no choice of its own biases
-the output. Its state for a row starts afresh with each request.
+the output: a token at which a draft ends stays in the draft. Its state for a row starts afresh with each request.
 """
 
 from __future__ import annotations
@@ -36,14 +36,25 @@ class Controller(Protocol):
         """The most tokens that each row (by id) should draft in the coming round."""
         ...
 
+    def thresholds(self, rows: Sequence[int], sampled: Sequence[bool]) -> list[float]:
+        """A row's draft ends behind a token that its drafter finds less likely than this; see `Batch.thresholds`.
+
+        sampled: whether each row samples.
+        """
+        return [0.0] * len(rows)
+
     def observe(self, round_: Round) -> None:
         """A round is over."""
 
     def release(self, row: int) -> None:
         """A row has left."""
 
+    def state(self, row: int) -> dict[str, float]:
+        """What has been adapted to a row, by name, for its report."""
+        return {}
 
-class Fixed:
+
+class Fixed(Controller):
     """The same length in every round."""
 
     def __init__(self, longest: int) -> None:
@@ -61,7 +72,7 @@ class Fixed:
         """Nothing is kept."""
 
 
-class Heuristic:
+class Heuristic(Controller):
     """Two more after a draft that was accepted whole, one less after any other; at least one (transformers' rule)."""
 
     def __init__(self, longest: int) -> None:
@@ -85,7 +96,79 @@ class Heuristic:
         self._lengths.pop(row, None)
 
 
-class CostModel:
+class Threshold(Controller):
+    """Each draft ends behind the first token that the drafter is unsure of, and what counts as unsure is tuned.
+
+    Each row has its own threshold, which goes up while its smoothed acceptance is below the target and down while it is
+    not, unless drafts are as long as they may get. It starts afresh with each request, where the authors carry it over
+    to the next: so a text does not depend on those before it.
+    Source: Draft & Verify, arXiv:2309.08168, section 3.3, with the constants of the authors' code.
+    """
+
+    GREEDY, SAMPLED = 0.8, 0.5
+    """Where a row's threshold starts."""
+    TARGET: Final = 0.9
+    """Share of the drafted tokens that should be accepted."""
+    STEP: Final = 0.01
+    """By how much the threshold is corrected, before smoothing (the paper's epsilon)."""
+    ACCEPTANCE_MEMORY, THRESHOLD_MEMORY = 0.5, 0.9
+    """How much of the old value survives a round (the paper's beta 1 and beta 2)."""
+
+    def __init__(self, longest: int, threshold: float | None = None, target: float | None = None) -> None:
+        """longest: the most tokens to draft.  threshold: where rows start; None is `GREEDY` or `SAMPLED`.
+
+        target: None is `TARGET`.
+        """
+        self.longest = longest
+        self.start = threshold
+        self.target = self.TARGET if target is None else target
+        self._thresholds: dict[int, float] = {}
+        self._acceptance: dict[int, float] = {}
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        """As many as may be: the threshold ends drafts."""
+        return [self.longest] * len(rows)
+
+    def thresholds(self, rows: Sequence[int], sampled: Sequence[bool]) -> list[float]:
+        """Each row's own."""
+        for row, draws in zip(rows, sampled, strict=True):
+            if row not in self._thresholds:
+                self._thresholds[row] = (self.SAMPLED if draws else self.GREEDY) if self.start is None else self.start
+        return [self._thresholds[row] for row in rows]
+
+    def observe(self, round_: Round) -> None:
+        """Move each row's threshold. A row that drafted nothing has shown nothing."""
+        for row, drafted, accepted in zip(round_.rows, round_.drafted, round_.accepted, strict=True):
+            if not drafted or row not in self._thresholds:
+                continue
+            mean = self._smoothed(self._acceptance.get(row, 0.0), accepted / drafted, self.ACCEPTANCE_MEMORY)
+            old = self._thresholds[row]
+            if mean < self.target:
+                wanted = old + self.STEP
+            elif drafted == self.longest:
+                wanted = old
+            else:
+                wanted = old - self.STEP
+            self._acceptance[row] = mean
+            self._thresholds[row] = self._smoothed(old, wanted, self.THRESHOLD_MEMORY)
+
+    @staticmethod
+    def _smoothed(old: float, new: float, memory: float) -> float:
+        return memory * old + (1.0 - memory) * new
+
+    def release(self, row: int) -> None:
+        """Forget the row."""
+        self._thresholds.pop(row, None)
+        self._acceptance.pop(row, None)
+
+    def state(self, row: int) -> dict[str, float]:
+        """The threshold, and the smoothed acceptance that moves it."""
+        if row not in self._thresholds:
+            return {}
+        return {"threshold": self._thresholds[row], "acceptance": self._acceptance.get(row, 0.0)}
+
+
+class CostModel(Controller):
     """The length that maximises expected tokens per second, from measured times and measured acceptance.
 
     With acceptance rate a (independent draws, arXiv:2211.17192 section 3) a draft of g tokens commits
@@ -191,12 +274,18 @@ def expected_tokens(acceptance: float, length: int) -> float:
 CONTROLLERS: Final[dict[str, Callable[[int], Controller]]] = {
     "fixed": Fixed,
     "heuristic": Heuristic,
+    "threshold": Threshold,
     "auto": CostModel,
 }
 
 
-def make_controller(name: str, longest: int) -> Controller:
-    """The controller called `name` for drafts of at most `longest` tokens."""
+def make_controller(
+    name: str, longest: int, threshold: float | None = None, acceptance: float | None = None
+) -> Controller:
+    """The controller called `name` for drafts of at most `longest` tokens.
+
+    threshold, acceptance: see `Threshold`; the others have no use for them.
+    """
     if name not in CONTROLLERS:
         raise ConfigError(f"draft.controller: '{name}' does not exist; choose one of {', '.join(CONTROLLERS)}")
-    return CONTROLLERS[name](longest)
+    return Threshold(longest, threshold, acceptance) if name == "threshold" else CONTROLLERS[name](longest)

@@ -211,7 +211,9 @@ class Engine:
     def _round(self, rows: list[LiveRow]) -> list[Event]:
         clock, parts = self.parts.clock, self.parts
         before = clock.snapshot()[0]
-        batch = Batch(tuple(rows), self._draft_lengths(rows), parts.network.device, self._sampling_of(rows))
+        sampling = self._sampling_of(rows)
+        lengths = self._draft_lengths(rows)
+        batch = Batch(tuple(rows), lengths, parts.network.device, sampling, thresholds=self._thresholds(rows))
         with clock.phase("draft"):
             draft = self._propose(batch)
         with clock.phase("verify"):
@@ -241,6 +243,13 @@ class Engine:
             min(length, row.remaining - 1) if row.request.speculate else 0
             for length, row in zip(wanted, rows, strict=True)
         )
+
+    def _thresholds(self, rows: list[LiveRow]) -> tuple[float, ...]:
+        """Where the controller wants each row's draft to end."""
+        if self.parts.drafter is None:
+            return ()
+        sampled = [row.request.sampling.temperature > 0 for row in rows]
+        return tuple(self.parts.controller.thresholds([row.id for row in rows], sampled))
 
     def _sampling_of(self, rows: list[LiveRow]) -> Sampling:
         """The rows' sampling settings as tensors, made anew only when the rows change."""
@@ -336,6 +345,7 @@ class Engine:
         row.report.seconds = time.perf_counter() - row.joined
         row.report.time = {phase: phases[phase] - row.clock_at_join[0][phase] for phase in phases}
         row.report.forward_time = {phase: forwards[phase] - row.clock_at_join[1][phase] for phase in forwards}
+        row.report.controller = self.parts.controller.state(row.id)
         self._release(row)
 
     def _release(self, row: LiveRow) -> None:

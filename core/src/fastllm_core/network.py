@@ -115,6 +115,8 @@ class Advance(NamedTuple):
     """int64[B, 1]: the most likely tokens."""
     next: Inputs
     """The rows of `likely`, one position and one slot further."""
+    hidden: tuple[Tensor, ...] = ()
+    """float[B, 1, H]: the passage's hidden states, in its order."""
 
 
 class Runner(Protocol):
@@ -124,8 +126,8 @@ class Runner(Protocol):
         """Some rows through some layers; see `Network.forward`."""
         ...
 
-    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
-        """One row of each text through all layers; see `Network.advance`."""
+    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
+        """One row of each text, to the last layer; see `Network.advance`."""
         ...
 
 
@@ -140,20 +142,20 @@ class Stepping(ABC):
     def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """See `Network.forward`."""
 
-    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
+    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
         """See `Network.advance`."""
-        logits = self.forward(self.network.whole, inputs, cache).logits
-        assert logits is not None
-        return advanced(logits, inputs)
+        answer = self.forward(passage, inputs, cache)
+        assert answer.logits is not None
+        return advanced(answer.logits, inputs, answer.hidden)
 
 
-def advanced(logits: Tensor, inputs: Inputs) -> Advance:
+def advanced(logits: Tensor, inputs: Inputs, hidden: tuple[Tensor, ...] = ()) -> Advance:
     """What follows from the logits of a row, float[B, 1, V]: pure tensor arithmetic, which a compiler takes in."""
     likely = logits.max(-1).indices
     behind = inputs.slots + 1
     slots = torch.arange(inputs.mask.shape[2], device=behind.device)
     mask = inputs.mask | (slots == behind[:, :, None])
-    return Advance(logits[:, 0], likely, Inputs(likely, None, inputs.positions + 1, behind, mask, None))
+    return Advance(logits[:, 0], likely, Inputs(likely, None, inputs.positions + 1, behind, mask, None), hidden)
 
 
 class EagerRunner(Stepping):
@@ -279,14 +281,24 @@ class Network:
         return Outputs(logits, dict(zip(hidden_layers, hidden, strict=True)), best)
 
     @torch.inference_mode()
-    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
+    def advance(
+        self,
+        inputs: Inputs,
+        cache: CacheLayers,
+        *,
+        skip_attention: frozenset[int] = frozenset(),
+        skip_mlp: frozenset[int] = frozenset(),
+        hidden_layers: tuple[int, ...] = (),
+    ) -> Advance:
         """One row of a chain of each text: its logits, and the row of the most likely token behind it.
 
         inputs: tokens int64[B, 1], without key positions. A chain is drafted by calling this again and again, with
         `next` as it is or, for a token that was drawn, with `Inputs.of_tokens`.
+        skip_*, hidden_layers: as for `forward`.
         """
+        passage = Passage(0, self.layers, skip_attention, skip_mlp, hidden_layers)
         with self.clock.forward():
-            return self.runner.advance(inputs, cache)
+            return self.runner.advance(passage, inputs, cache)
 
     def eager(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """Run a forward as transformers does, kernel by kernel: what every other back end must agree with."""

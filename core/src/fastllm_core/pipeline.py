@@ -18,10 +18,10 @@ from .clock import Clock
 from .compose import Roles, Selection, build_roles, make_kv_cache, select
 from .config import Config, config_from, load_config
 from .context import Context
-from .controllers import make_controller
+from .controllers import Controller, Threshold, make_controller
 from .device import Device, select_device
 from .engine import Engine, Parts
-from .errors import RequestError
+from .errors import ConfigError, RequestError
 from .exact import batch_experts
 from .generation import Generation, Piece, Settings
 from .models import LoadedModel, load_model
@@ -295,7 +295,7 @@ def assemble(
         cache=roles.cache,
         verifier=roles.verifier,
         acceptor=roles.acceptor,
-        controller=make_controller(config.draft.controller, config.draft.length),
+        controller=_controller(config, roles),
         clock=clock,
         drafter=roles.drafter,
         drafter_caches=[cache for cache in caches if cache is not roles.cache],
@@ -313,6 +313,18 @@ def assemble(
         exact=config.exact,
     )
     return roles, engine
+
+
+def _controller(config: Config, roles: Roles) -> Controller:
+    """The configuration's. Raises ConfigError if the drafter takes no notice of it."""
+    draft = config.draft
+    made = make_controller(draft.controller, draft.length, draft.threshold, draft.acceptance)
+    if isinstance(made, Threshold) and roles.drafter is not None and not roles.drafter.heeds_thresholds:
+        raise ConfigError(
+            f"draft.controller: 'threshold' ends a draft where the drafter is unsure, and '{roles.names['drafter']}' "
+            'does not tell; choose "auto", "heuristic" or "fixed"'
+        )
+    return made
 
 
 def load(

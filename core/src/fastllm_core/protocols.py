@@ -138,6 +138,8 @@ class Drafter(Protocol):
     """Hidden states of the target that `prefill` and `observe` want to see, as in `Scores.hidden`."""
     resume_layer: int | None = None
     """The layer at which its drafts resume, if they carry `Draft.resume`."""
+    heeds_thresholds: bool = False
+    """Whether its drafts end by `Batch.thresholds` (see `Confidence`), as `draft.controller = "threshold"` needs."""
 
     def propose(self, batch: Batch) -> Draft:
         """Draft at most `batch.draft_lengths[b]` tokens for each row b (for a tree: levels).

@@ -39,6 +39,8 @@ class RunReport:
     """Seconds in prefill, draft, verify, accept and rest."""
     forward_time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Of these, seconds inside model forwards."""
+    controller: dict[str, float] = field(default_factory=dict)
+    """What the controller adapted to the row, as it was at the end: its threshold, for example."""
     lossy: tuple[str, ...] = ()
     """What changed the text or its distribution: "typical acceptance". Empty if nothing did."""
 
@@ -102,6 +104,7 @@ class RunReport:
             "time": dict(self.time),
             "forward_time": dict(self.forward_time),
             "outside_forwards": self.outside_forwards,
+            "controller": dict(self.controller),
             "lossy": list(self.lossy),
         }
 
@@ -111,6 +114,8 @@ class RunReport:
         if self.drafted:
             parts.append(f"{self.tokens_per_round:.2f} tokens/round")
             parts.append(f"{self.accepted} of {self.drafted} drafted tokens accepted")
+        if self.controller:
+            parts.append("controller: " + ", ".join(f"{name} {value:.2f}" for name, value in self.controller.items()))
         if self.near_ties:
             parts.append(f"{self.near_ties} near-ties, where rounding decides")
         if self.lossy:

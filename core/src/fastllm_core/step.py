@@ -103,7 +103,7 @@ class Step(nn.Module):
         """entry: int64[B, R] or float[B, R, H].  logits_to_keep: int64[K].  buffers: see `slot_layers.buffers_of`.
 
         The others: see `Inputs`. Returns logits and what is best in them, if the last layer ran, and the passage's
-        hidden states; or an `Advance`: logits, tokens, positions, slots and mask.
+        hidden states; or an `Advance`: logits, tokens, positions, slots and mask, and the hidden states.
         """
         inputs = self._inputs(entry, positions, slots, mask, key_positions)
         stores = iter(buffers)
@@ -136,8 +136,8 @@ class Step(nn.Module):
             return answer.hidden
         if not self.form.advance:
             return (answer.logits, *best_of(answer.logits, self.network.dtype), *answer.hidden)
-        last, likely, behind = advanced(answer.logits, inputs)
-        return last, likely, behind.positions, behind.slots, behind.mask
+        last, likely, behind, hidden = advanced(answer.logits, inputs, answer.hidden)
+        return last, likely, behind.positions, behind.slots, behind.mask, *hidden
 
     def example(self, sizes: Sizes = TRACED) -> tuple[Any, ...]:
         """Arguments of some sizes, for a call in the middle of the extent."""

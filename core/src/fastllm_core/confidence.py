@@ -1,0 +1,46 @@
+"""Ending a draft where the drafter is unsure, row by row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .batch import Batch
+
+
+class Confidence:
+    """How long each row's draft has become, told token by token.
+
+    The decision looks at drafted tokens and at the round's thresholds, and the token that ends a draft stays in it: to
+    drop a token that was drawn because it is unlikely would bias the text. Where no row has a threshold, nothing is
+    read on the host.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        """batch: whose `draft_lengths` and `thresholds` hold."""
+        self.batch = batch
+        self.drafted = 0
+        """Tokens told so far."""
+        self._ends = list(batch.draft_lengths)
+        self._watches = any(batch.thresholds)
+
+    def goes_on(self, logits: Tensor, tokens: Tensor) -> bool:
+        """Count one more token of every row; whether any row wants another.
+
+        logits: float[B, V], the drafter's own, before temperature and truncation.  tokens: int64[B, 1].
+        """
+        self.drafted += 1
+        if self._watches:
+            likely = torch.softmax(logits.float(), -1).gather(1, tokens.to(logits.device))[:, 0].tolist()
+            for row, (chance, threshold) in enumerate(zip(likely, self.batch.thresholds, strict=True)):
+                if chance < threshold:
+                    self._ends[row] = min(self._ends[row], self.drafted)
+        return self.drafted < max(self._ends)
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64[B]: `Draft.lengths`."""
+        return torch.tensor(self._ends, device=self.batch.device)

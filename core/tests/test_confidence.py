@@ -1,0 +1,78 @@
+"""Where drafts end by a threshold: row by row, and never before the token that was unsure."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastllm_core
+from fastllm_core import Batch, Confidence, ConfigError, Row, SamplingParams
+from fastllm_core.request import Request
+from fastllm_core.sampling import Sampling
+from fastllm_core.testing import Subject, tiny_model, tiny_tokenizer
+
+SURE, UNSURE = [0.0, 9.0, 0.0], [1.0, 1.1, 1.0]
+
+
+def batch(lengths: tuple[int, ...], thresholds: tuple[float, ...] = ()) -> Batch:
+    rows = tuple(Row(i, Request((1,), 9), [1], 0, i) for i in range(len(lengths)))
+    sampling = Sampling.of([SamplingParams()] * len(rows), torch.device("cpu"))
+    return Batch(rows, lengths, torch.device("cpu"), sampling, thresholds=thresholds)
+
+
+def told(confidence: Confidence, *steps: list[list[float]], tokens: list[list[int]] | None = None) -> list[bool]:
+    token = torch.tensor(tokens or [[1]] * len(steps[0]))
+    return [confidence.goes_on(torch.tensor(logits), token) for logits in steps]
+
+
+def test_without_thresholds_rows_end_where_they_were_asked_to() -> None:
+    confidence = Confidence(batch((3, 1)))
+    assert told(confidence, [UNSURE, UNSURE], [UNSURE, UNSURE], [UNSURE, UNSURE]) == [True, True, False]
+    assert confidence.lengths.tolist() == [3, 1]
+
+
+def test_each_row_ends_behind_its_own_unsure_token() -> None:
+    confidence = Confidence(batch((4, 4, 0), (0.8, 0.2, 0.8)))
+    assert told(confidence, [SURE, UNSURE, UNSURE], [UNSURE, UNSURE, SURE], [SURE, UNSURE, SURE]) == [True, True, True]
+    assert confidence.lengths.tolist() == [2, 4, 0]
+    assert told(confidence, [UNSURE, SURE, SURE]) == [False]
+    assert confidence.lengths.tolist() == [2, 4, 0], "a row that has ended stays as it is"
+
+
+def test_drafting_ends_with_the_last_row() -> None:
+    confidence = Confidence(batch((4, 4), (0.8, 0.8)))
+    assert told(confidence, [SURE, UNSURE], [UNSURE, SURE]) == [True, False]
+    assert (confidence.lengths.tolist(), confidence.drafted) == ([2, 1], 2)
+
+
+def test_the_chance_is_that_of_the_token_that_was_drafted() -> None:
+    confidence = Confidence(batch((4,), (0.8,)))
+    assert told(confidence, [SURE], tokens=[[0]]) == [False]
+    assert confidence.lengths.tolist() == [1]
+
+
+def test_a_drafter_that_does_not_tell_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Subject("speculative").target()
+    with fastllm_core.load(
+        target.model, "speculative", tokenizer=target.tokenizer, draft_model=target.relative()
+    ) as pipeline:
+        drafter = type(pipeline.drafter)
+    monkeypatch.setattr(drafter, "heeds_thresholds", False, raising=False)
+    with pytest.raises(ConfigError, match=r"^draft\.controller: 'threshold' ends .* 'speculative' does not tell"):
+        fastllm_core.load(
+            target.model,
+            "speculative",
+            tokenizer=target.tokenizer,
+            config={"draft.controller": "threshold"},
+            draft_model=target.relative(),
+        )
+
+
+def test_the_controllers_settings_are_for_the_controller() -> None:
+    with pytest.raises(ConfigError, match=r'draft\.threshold.*must be unset unless draft\.controller = "threshold"'):
+        fastllm_core.load(
+            tiny_model(),
+            "plain",
+            tokenizer=tiny_tokenizer(),
+            config={"draft.controller": "fixed", "draft.threshold": 0.5},
+        )

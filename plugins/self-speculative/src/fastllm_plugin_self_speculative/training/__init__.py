@@ -1,0 +1,1 @@
+"""Training a model so that its first layers can draft: `fastllm tune early-exit`."""

@@ -1,0 +1,1 @@
+"""Choosing what drafts leave out: `fastllm tune layers`."""
