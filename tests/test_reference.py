@@ -32,6 +32,7 @@ SECTIONS = {
     ),
     "Roles": ("protocols", ("Drafter", "Verifier", "Acceptor", "KVCache", "Observer")),
     "Live rows": ("batch", ("Row", "Batch")),
+    "Ending a draft": ("confidence", ("Confidence",)),
     "The forward port": ("network", ("Inputs", "Outputs", "Network", "Advance", "advanced")),
     "Where rows stand": ("layout", ("chain", "tree", "ancestors")),
     "Reading tokens into a cache": ("prefill", ("read",)),

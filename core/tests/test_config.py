@@ -46,6 +46,11 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert load_config(file, None, environ).draft.length == 3
 
 
+def test_a_plugins_hyphens_are_underscores_in_the_environment() -> None:
+    config = load_config(environ={"FASTLLM_OPTIONS__PROMPT_LOOKUP__MAX_NGRAM": "3"})
+    assert config.options == {"prompt-lookup": {"max_ngram": 3}}
+
+
 def test_file_by_variable_or_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "fastllm.toml").write_text('model = "here"')
     (tmp_path / "other.toml").write_text('model = "there"')

@@ -264,6 +264,30 @@ def test_a_drafters_cache_follows_its_rows_and_is_cut_back_to_what_was_committed
     assert not any(cache.lengths)
 
 
+def test_a_cache_of_other_tokens_follows_its_rows_and_is_never_cut() -> None:
+    """A drafter with another tokenizer holds more rows than there are committed tokens."""
+    held = 100
+
+    class Foreign(Scripted):
+        def propose(self, batch: Batch) -> Draft:
+            for row in batch.rows:
+                stored = cache.lengths[row.slot]
+                assert stored in (0, held + row.id)
+                met.append((row.id, stored > 0))
+                cache.lengths[row.slot] = held + row.id
+            return super().propose(batch)
+
+    met: list[tuple[int, bool]] = []
+    made = make_engine(model(), Foreign(spoilt))
+    cache = SlotCache(made.parts.network)
+    parts = replace(made.parts, foreign_caches=[cache])
+    engine = Engine(parts, draft_length=made.draft_length, context_length=made.context_length, max_rows=3)
+    assert decode(engine, requests(), every=1) == [greedy(prompt) for prompt in PROMPTS]
+    firsts = [row for row, known in met if not known]
+    assert len(firsts) == len({*firsts}) == len(PROMPTS)  # empty when a row joins, and then it keeps what is its own
+    assert not any(cache.lengths)
+
+
 def test_context_length_is_checked_before_any_work_and_can_be_filled_exactly() -> None:
     small = tiny_model(max_position_embeddings=32)
     engine = make_engine(small, Scripted(lambda row, count: [1] * count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -156,6 +157,40 @@ def test_skipped_sublayers_add_nothing(family: str) -> None:
     assert not torch.equal(skipped.logits, plain.logits)
     for layer, (keys, _) in enumerate(cache):
         assert keys.any() == (layer not in attention)  # a skipped attention writes nothing
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "opt", "phi"])
+def test_a_layer_without_sublayers_is_gone_around(family: str) -> None:
+    """Its norms do not run either, and what comes out of it is still recorded."""
+    network = network_of(model_of(family))
+    only = frozenset({1})
+    view = network.view(replace(network.whole, skip_attention=only, skip_mlp=only))
+    layer = views.layer_list(views.backbone(view))[1]
+    assert type(layer) is not type(views.layer_list(views.backbone(network.model))[1])
+    ran: list[str] = []
+    for name, part in layer.named_modules():
+        part.register_forward_hook(lambda *_, name=name: ran.append(name))
+    skip: dict[str, Any] = {"skip_attention": only, "skip_mlp": only, "hidden_layers": (1, 2, network.layers)}
+    given = network.forward(rows_of(some_tokens()), fresh_cache(network), **skip)
+    assert set(ran) == {""}
+    assert torch.equal(given.hidden[1], given.hidden[2])
+    assert given.hidden[network.layers].shape == given.hidden[1].shape
+
+
+def test_a_layer_that_still_does_something_is_not_gone_around() -> None:
+    model: Any = copy.deepcopy(model_of("llama"))
+    forward = type(model.model.layers[2]).forward
+
+    class Scaled(type(model.model.layers[2])):  # type: ignore[misc]
+        def forward(self, *arguments: Any, **named: Any) -> Any:
+            return 3.0 * forward(self, *arguments, **named)
+
+    model.model.layers[2].__class__ = Scaled
+    network, only = network_of(model), frozenset({2})
+    given = network.forward(
+        rows_of(some_tokens()), fresh_cache(network), skip_attention=only, skip_mlp=only, hidden_layers=(2, 3)
+    )
+    assert torch.equal(given.hidden[3], 3.0 * given.hidden[2])
 
 
 def test_what_cannot_be_skipped_or_cut_is_refused() -> None:

@@ -33,6 +33,8 @@ class Context:
     """`load_model(name_or_folder, device="auto", dtype="auto", revision=None)`: another model, by the core's rules."""
     make_network: Callable[[LoadedModel], Network]
     """The forward port of another model."""
-    make_cache: Callable[[Network], KVCache]
-    """A cache for a network. The engine moves and releases its rows together with the target's and, after each round,
-    cuts each row back to what agrees with the committed tokens, so that a chain drafter need not roll back."""
+    make_cache: Callable[..., KVCache]
+    """`make_cache(network, foreign=False)`: a cache for a network. The engine moves and releases its rows together with
+    the target's and, after each round, cuts each row back to what agrees with the committed tokens, so that a chain
+    drafter need not roll back. Rows of a foreign cache hold other tokens than the target's (those of another tokenizer,
+    say): it is never cut, and making room and rolling back are the drafter's."""

@@ -56,6 +56,8 @@ class Parts:
     drafter: Drafter | None = None
     drafter_caches: Sequence[KVCache] = ()
     """Caches of the drafter's networks, whose rows follow the target's."""
+    foreign_caches: Sequence[KVCache] = ()
+    """Those whose rows hold other tokens than the target's: moved and released with them, and never cut."""
     observers: Sequence[Observer] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
     lossy: tuple[str, ...] = ()
@@ -90,7 +92,7 @@ class Engine:
         self.report = RunReport(lossy=parts.lossy)
         """Figures of everything that this engine has done."""
         self._waiting: deque[LiveRow] = deque()
-        self._slots = Slots((parts.cache, *parts.drafter_caches))
+        self._slots = Slots((parts.cache, *parts.drafter_caches, *parts.foreign_caches))
         self._ids = 0
         self._stepping = False
         self._cancelled: list[int] = []

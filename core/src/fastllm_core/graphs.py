@@ -84,21 +84,22 @@ class GraphRunner:
         best = None if tokens is None or close is None else Best(tokens, close)
         return Answer(logits, tuple(state for state in hidden if state is not None), best)
 
-    def advance(self, inputs: Inputs, cache: CacheLayers) -> Advance:
+    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
         """One row and the row behind it, in one graph."""
+        eager = EagerRunner(self.network)
 
         def work(inputs: Inputs) -> Flat:
-            logits, likely, behind = EagerRunner(self.network).advance(inputs, cache)
-            return logits, likely, behind.positions, behind.slots, behind.mask
+            logits, likely, behind, hidden = eager.advance(passage, inputs, cache)
+            return (logits, likely, behind.positions, behind.slots, behind.mask, *hidden)
 
-        found = self._replayed("advance", work, inputs, cache)
+        found = self._replayed(("advance", passage), work, inputs, cache)
         if found is None:
-            return EagerRunner(self.network).advance(inputs, cache)
-        logits, likely, positions, slots, mask = (part for part in found if part is not None)
-        return Advance(logits, likely, Inputs(likely, None, positions, slots, mask, None))
+            return eager.advance(passage, inputs, cache)
+        logits, likely, positions, slots, mask, *hidden = (part for part in found if part is not None)
+        return Advance(logits, likely, Inputs(likely, None, positions, slots, mask, None), tuple(hidden))
 
     def _replayed(
-        self, what: Passage | str, work: Callable[[Inputs], Flat], inputs: Inputs, cache: CacheLayers
+        self, what: object, work: Callable[[Inputs], Flat], inputs: Inputs, cache: CacheLayers
     ) -> Flat | None:
         """What the graph of a call answers; None if it cannot be captured."""
         if what in self._refused:
@@ -115,7 +116,7 @@ class GraphRunner:
         self._graphs.move_to_end(key)
         return graph.replay(inputs)
 
-    def _capture(self, what: Passage | str, work: Callable[[Inputs], Flat], inputs: Inputs) -> CapturedCall | None:
+    def _capture(self, what: object, work: Callable[[Inputs], Flat], inputs: Inputs) -> CapturedCall | None:
         try:
             with self.network.clock.paused(), torch.cuda.device(self.network.device):  # it belongs to the current GPU
                 if self._pool is None:  # one for all: nothing in it is needed after a replay

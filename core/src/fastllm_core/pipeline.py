@@ -257,7 +257,8 @@ def assemble(
     selection: Selection, target: LoadedModel, device: Device, backend: Backend, trust_remote_code: bool = False
 ) -> tuple[Roles, Engine]:
     """The roles of a pipeline and the engine that runs them. Raises UnsupportedModel if the port does not fit."""
-    config, clock, caches = selection.config, Clock(), list[KVCache]()
+    config, clock = selection.config, Clock()
+    caches, foreign_caches = list[KVCache](), list[KVCache]()
     known = adapters(selection)
     network = Network(target, clock, known)
     if config.exact:
@@ -270,9 +271,10 @@ def assemble(
         made.runner = backend.runner(made)
         return made
 
-    def make_cache(of: Network) -> KVCache:
-        caches.append(make_kv_cache(selection, context, of))
-        return caches[-1]
+    def make_cache(of: Network, foreign: bool = False) -> KVCache:
+        made = make_kv_cache(selection, context, of)
+        (foreign_caches if foreign else caches).append(made)
+        return made
 
     context = Context(
         config=config,
@@ -297,6 +299,7 @@ def assemble(
         clock=clock,
         drafter=roles.drafter,
         drafter_caches=[cache for cache in caches if cache is not roles.cache],
+        foreign_caches=foreign_caches,
         observers=roles.observers,
         tokenizer=target.tokenizer,
         lossy=roles.lossy,

@@ -54,7 +54,10 @@ def file(path: Path) -> Layer:
 
 
 def environment(environ: Mapping[str, str], model: type[BaseModel]) -> list[Layer]:
-    """The settings of variables such as FASTLLM_DRAFT__LENGTH, one layer each. An empty variable counts as unset."""
+    """The settings of variables such as FASTLLM_DRAFT__LENGTH, one layer each. An empty variable counts as unset.
+
+    A plugin's name may have hyphens, which a shell allows in no variable: `_` stands for them there.
+    """
     known = [PREFIX + "__".join(path).upper() for path in _leaves(model)]
     layers, problems = [], []
     for name in sorted(environ):
@@ -63,6 +66,8 @@ def environment(environ: Mapping[str, str], model: type[BaseModel]) -> list[Laye
         path = tuple(name[len(PREFIX) :].lower().split("__"))
         if name not in known and not (path[0] == "options" and len(path) > 2):
             problems.append(f"{name}: unknown environment variable{did_you_mean(name, [*known, *RESERVED])}")
+        if path[0] == "options" and len(path) > 2:
+            path = (path[0], path[1].replace("_", "-"), *path[2:])
         layers.append(Layer(f"environment variable {name}", {path: environ[name]}, texts=True))
     if problems:
         raise ConfigError("\n".join(problems))

@@ -23,6 +23,19 @@ def test_the_demo_suite_is_built_in_and_has_two_turns() -> None:
     assert suite.hash == load_suite("demo").hash
 
 
+def test_the_grounded_suite_is_built_in_and_its_answers_are_begun_in_words_of_the_prompt() -> None:
+    suite = load_suite("grounded")
+    assert len(suite.questions) >= 50
+    counts = {category: sum(q.category == category for q in suite.questions) for category in
+              ("summary", "rewriting", "answering", "code edit", "retelling")}  # fmt: skip
+    assert set(counts.values()) == {12}
+    for question in suite.questions:
+        (prompt,) = question.turns
+        passage, _, asked = prompt.rpartition("\n\n")
+        assert len(passage) > 200
+        assert set(asked.split()[-3:]) & set(passage.split()) or question.category == "code edit", question.id
+
+
 def test_a_limit_takes_from_all_categories_in_turn() -> None:
     few = load_suite("demo").limited(5)
     counts = [sum(q.category == c for q in few.questions) for c in ("opening", "middle", "refrain", "two turns")]

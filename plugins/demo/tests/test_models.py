@@ -53,7 +53,8 @@ def test_names_are_registered() -> None:
 def test_targets_recommend_a_method_and_drafters_none() -> None:
     for target in (DEMO, *GROWN.values()):
         assert target.method == "speculative"
-        assert target.options == {"speculative": {"draft_model": "demo-drafter"}}
+        assert target.options["speculative"] == {"draft_model": "demo-drafter"}
+        assert target.options["uag"] == {"draft_model": "demo-drafter-512"}
     for drafter in (DRAFTER, DRAFTER_512):
         assert drafter.method is None
         assert drafter.options == {}

@@ -1,4 +1,4 @@
-"""Searches on synthetic objectives: what they find, in which order they try, and that they go on as if never stopped."""
+"""Searches on synthetic objectives: what they find, in which order, and that they go on as if never stopped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Synthetic:
 
 
 def searched(tmp_path: Path, name: str, objective: Any, trials: int, *, file: str = "a", **more: Any) -> list[Trial]:
-    strategy = strategy_of(name, SubLayers(objective.layers), more.pop("seed", 0), trials)
+    strategy = strategy_of(name, SubLayers(objective.layers), 0)
     with Study(tmp_path / f"{name}-{file}.jsonl", {"search": name}) as study:
         return study.run(strategy, objective, trials, **more)
 
@@ -200,11 +200,11 @@ def test_what_is_not_in_a_space_has_no_values() -> None:
 
 
 def test_a_small_space_is_tried_whole_whatever_the_search(tmp_path: Path) -> None:
-    assert isinstance(strategy_of("random", EarlyExit(12), 0, 20), Everything)
-    assert isinstance(strategy_of("greedy", Ranges(40), 0, 20), Bayesian)
-    assert isinstance(strategy_of("greedy", SubLayers(40), 0, 20), Greedy)
+    assert isinstance(strategy_of("random", EarlyExit(12), 0), Everything)
+    assert isinstance(strategy_of("greedy", Ranges(40), 0), Bayesian)
+    assert isinstance(strategy_of("greedy", SubLayers(40), 0), Greedy)
     with Study(tmp_path / "s.jsonl", {}) as study:
-        history = study.run(strategy_of("tpe", EarlyExit(6), 0, 50), Synthetic(layers=6), 50)
+        history = study.run(strategy_of("tpe", EarlyExit(6), 0), Synthetic(layers=6), 50)
     assert [trial.skipped.exit_layer(6) for trial in history] == [None, 1, 2, 3, 4, 5]
 
 

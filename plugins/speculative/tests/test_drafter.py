@@ -332,3 +332,14 @@ def test_a_q_that_drafts_were_not_drawn_from_is_noticed(
     monkeypatch.setattr(drafter_module, "draw", lambda probs, u: probs.argmax(-1))  # arg max with a soft q
     pipeline = speculative(*unlike, size=SIZE, **MANY_ROWS, **{"acceptance.rule": rule})
     assert chi_square(counted(pipeline), law_of_two(unlike[0])) > 6
+
+
+def test_drafts_end_where_the_draft_model_is_unsure(speculative: Loads) -> None:
+    """Its cache holds what it has read, and no more, so that the next draft begins in the right place."""
+    settings = {"draft.controller": "threshold", "draft.threshold": 0.3, "dtype": "float32"}
+    target = tiny_model()
+    pipeline = speculative(target, tiny_model(seed=1), **settings)
+    texts = pipeline.generate(PROMPTS, max_new_tokens=16)
+    assert [text.token_ids for text in texts] == plain(target, max_new_tokens=16)
+    drafted = [text.report.drafted / text.report.rounds for text in texts]
+    assert 0 < min(drafted) < max(drafted) < LENGTH

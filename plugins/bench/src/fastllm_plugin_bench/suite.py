@@ -107,27 +107,28 @@ PUBLISHED: Final[Mapping[str, Published]] = {
     ),
     "mbpp": Published(_mbpp, ("mbpp.jsonl",), Hub("google-research-datasets/mbpp", "full/test-00000-of-00001.parquet")),
 }
-DEMO: Final = "demo"
+BUILT_IN: Final = ("demo", "grounded")
+"""Suites in this package; where their texts come from stands beside them."""
 
 
 def load_suite(name: str, folder: Path | None = None) -> Suite:
     """A suite by name, or the questions of a JSON-lines file.
 
-    name: demo (built in), spec-bench, humaneval, gsm8k, mbpp, or a path. A row of a file has `turns` (a list) or
-    `prompt`, `question` or `text`, and may have `category` and `id`.
+    name: demo or grounded (built in), spec-bench, humaneval, gsm8k, mbpp, or a path. A row of a file has `turns` (a
+    list) or `prompt`, `question` or `text`, and may have `category` and `id`.
     folder: where the files of published suites lie; without it they are downloaded.
     Raises RequestError if there is no such suite, or a row has no prompt.
     """
-    if name == DEMO:
-        text = (files(__package__) / "suites" / "demo.jsonl").read_text(encoding="utf-8")
-        return _suite(DEMO, _lines(text, DEMO), _any)
+    if name in BUILT_IN:
+        text = (files(__package__) / "suites" / f"{name}.jsonl").read_text(encoding="utf-8")
+        return _suite(name, _lines(text, name), _any)
     if name in PUBLISHED:
         suite = PUBLISHED[name]
         rows = fetch(name, suite.source) if folder is None else _from_folder(name, suite, folder)
         return _suite(name, rows, suite.read)
     path = Path(name).expanduser()
     if path.suffix != ".jsonl" or not path.is_file():
-        known = ", ".join([DEMO, *PUBLISHED])
+        known = ", ".join([*BUILT_IN, *PUBLISHED])
         raise RequestError(f"--suite {name}: no such suite or .jsonl file; there are {known}, or give a file")
     return _suite(path.stem, _lines(path.read_text(encoding="utf-8"), str(path)), _any)
 

@@ -17,7 +17,10 @@ FORMAT = 1
 Options = Mapping[str, Mapping[str, object]]
 """Default options by plugin name."""
 
-PAIRED: Options = {"speculative": {"draft_model": "demo-drafter"}}
+PAIRED: Options = {
+    "speculative": {"draft_model": "demo-drafter"},
+    "uag": {"draft_model": "demo-drafter-512"},
+}
 
 HEAD_FILES = ("config.json", "model.safetensors")
 

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from fastllm_core import (
     Advance,
     Batch,
+    Confidence,
     Context,
     Draft,
     Drafter,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 class DraftModel(Drafter):
     """A chain of tokens drawn one by one from the draft model, with the distribution that each was drawn from."""
+
+    heeds_thresholds = True
 
     def __init__(self, options: SpeculativeOptions, context: Context) -> None:
         """Load the draft model. Raises ModelError if its vocabulary is not the target's."""
@@ -62,7 +65,7 @@ class DraftModel(Drafter):
         self._read(row, start, stop)
 
     def propose(self, batch: Batch) -> Draft:
-        """Draft `max(batch.draft_lengths)` tokens for every row; what a row did not ask for is padding.
+        """Draft `max(batch.draft_lengths)` tokens for every row, or fewer where all are unsure; the rest is padding.
 
         Source: arXiv:2211.17192, algorithm 1, the first loop.
         """
@@ -70,6 +73,7 @@ class DraftModel(Drafter):
         extent = self.cache.extent(max(batch.lengths) - 1 + count)
         uniforms = batch.uniforms(Purpose.DRAFT, count) if self._draws(batch) else None
         said = self._first(batch, extent)
+        confidence = Confidence(batch)
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
         for step in range(count):
@@ -80,10 +84,11 @@ class DraftModel(Drafter):
             else:
                 probs.append(warp(said.logits[:, None], batch.sampling))
                 tokens.append(draw(probs[-1][:, 0], uniforms[:, step])[:, None])
+            if not confidence.goes_on(said.logits, tokens[-1]):
+                break
         for row in _drafting(batch):
-            self.cache.lengths[row.slot] = row.length - 1 + count  # the last draft has not been read
-        lengths = torch.tensor(batch.draft_lengths, device=batch.device)
-        return Draft(torch.cat(tokens, dim=1), lengths, probs=torch.cat(probs, dim=1) if probs else None)
+            self.cache.lengths[row.slot] = row.length - 1 + len(tokens)  # the last draft has not been read
+        return Draft(torch.cat(tokens, dim=1), confidence.lengths, probs=torch.cat(probs, dim=1) if probs else None)
 
     def _next(self, batch: Batch, row: Inputs, tokens: Tensor, extent: int) -> Advance:
         """Read each text's last draft, int64[B, 1], whose row is `row` if it was the most likely token."""

@@ -18,7 +18,10 @@ Methods = Annotated[
     ),
 ]
 Suite = Annotated[
-    str, typer.Option("--suite", help="demo, spec-bench, humaneval, gsm8k, mbpp, or a .jsonl file of your prompts.")
+    str,
+    typer.Option(
+        "--suite", help="demo, grounded, spec-bench, humaneval, gsm8k, mbpp, or a .jsonl file of your prompts."
+    ),
 ]
 Data = Annotated[
     Path | None,

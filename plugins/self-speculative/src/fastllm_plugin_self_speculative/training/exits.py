@@ -60,10 +60,13 @@ class Exits:
 
     @contextmanager
     def dropping(self, recipe: Recipe, step: int, generator: torch.Generator) -> Iterator[None]:
-        """Within, each row of a batch goes around each layer with the recipe's chance (section 4.1.1)."""
+        """Within, each row of a batch goes around each layer with the recipe's chance (section 4.1.1).
+
+        Before other hooks, so that the hidden states that transformers records are those behind the detour.
+        """
         handles = [
             layer.register_forward_hook(
-                _around(recipe.drop_chance(index, len(self.layers), step), generator), with_kwargs=True
+                _around(recipe.drop_chance(index, len(self.layers), step), generator), prepend=True, with_kwargs=True
             )
             for index, layer in enumerate(self.layers)
         ]

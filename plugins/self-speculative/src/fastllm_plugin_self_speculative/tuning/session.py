@@ -79,7 +79,7 @@ def _searched(wishes: Wishes, setup: Setup, folder: Path, objective: Objective) 
     """The history of every search, each with the whole budget."""
     histories = {}
     for name in wishes.searches:
-        strategy = strategy_of(name, SPACES[wishes.space](setup.costs.layers), wishes.seed, wishes.trials)
+        strategy = strategy_of(name, SPACES[wishes.space](setup.costs.layers), wishes.seed)
         plan = {
             "search": name,
             "space": wishes.space,

@@ -39,7 +39,7 @@ class Setup:
 
 def default_folder(wishes: Wishes, identity: Identity) -> Path:
     """A folder for this model and what is asked of it, so that the same command goes on where it stopped."""
-    asked = json.dumps([asked_of(wishes, identity)], sort_keys=True)
+    asked = json.dumps([asked_of(wishes, identity), wishes.objective, wishes.most, wishes.seed], sort_keys=True)
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
     name = wishes.config.model.rstrip("/").rpartition("/")[2]
     return Path("tune") / f"{name}-{wishes.space}-{digest}"

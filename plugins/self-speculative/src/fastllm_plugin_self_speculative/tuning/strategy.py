@@ -20,6 +20,9 @@ from .trial import Trial
 Step = tuple[str, SkipSet]
 """The trial's phase, and what to skip."""
 
+SMALL: Final = 128
+"""Sets of a space that is tried whole. Not what a budget covers: a search that goes on with another budget must be the
+same."""
 SWEEP: Final = 16
 """Prefixes of the ranking that are tried before the sweep looks closer."""
 WINDOW: Final = 12
@@ -147,12 +150,9 @@ STRATEGIES: Final = (*SAMPLERS, "greedy", "random")
 """Names of the searches, the default first."""
 
 
-def strategy_of(name: str, space: Space, seed: int, trials: int) -> Strategy:
-    """A search by name. A space that the budget covers is tried whole, whatever the name.
-
-    trials: the budget.
-    """
-    if space.size <= trials:
+def strategy_of(name: str, space: Space, seed: int) -> Strategy:
+    """A search by name. A small space is tried whole, whatever the name."""
+    if space.size <= SMALL:
         return Everything(space)
     if name == "random":
         return AtRandom(space, seed)

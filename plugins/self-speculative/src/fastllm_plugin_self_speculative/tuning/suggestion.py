@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Final
+
+from fastllm_core import ConfigError
 
 from .space import Bounds, Values
 
@@ -42,8 +45,14 @@ def _sampler(name: str, seed: int) -> Any:
     import optuna
 
     if name == "gp":
+        _need_scipy()
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP, deterministic_objective=True)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True)
+
+
+def _need_scipy() -> None:
+    if find_spec("scipy") is None:
+        raise ConfigError('--search gp: needs scipy; pip install "fastllm-plugin-self-speculative[gp]"')
 
 
 def _choice(low: int, high: int) -> Any:

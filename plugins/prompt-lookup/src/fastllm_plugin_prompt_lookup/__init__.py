@@ -1,0 +1,1 @@
+"""Prompt look-up decoding, a plugin for fastllm."""

@@ -1,0 +1,1 @@
+"""A draft model with any other tokenizer, a plugin for fastllm."""
