@@ -40,7 +40,7 @@ def test_a_grown_head_drafts_what_the_small_one_drafts(small: Any, tmp_path: Pat
     grown = grow(small, SHAPE)
     identity = TargetIdentity.of(Network(load_model(grown)))
     larger = grown_head(head, identity, 12)
-    assert larger.settings["exit_layer"] == 2
+    assert larger.settings["exit_layer"] == head.settings["exit_layer"] == 1
     assert larger.settings["heads"] == larger.settings["key_value_heads"] == 24
     reports = []
     for target, one in ((small, shipped), (grown, larger)):
@@ -56,9 +56,11 @@ def test_no_matrix_of_a_grown_head_is_mostly_zeros(small: Any) -> None:
     larger = grown_head(head, TargetIdentity(layers=17, hidden_size=768), 12)
     assert set(larger.weights) == set(head.weights)
     for name, tensor in larger.weights.items():
-        assert all(size == 768 for size in tensor.shape)
+        assert set(tensor.shape) <= {768, 4 * 768}
         share = float((tensor == 0).float().mean())
-        assert share <= (0.19 if "o_proj" in name else 0.0), f"{name}: {share:.0%} zeros cost nothing to multiply"
+        # The old units write nothing to new dimensions; everything else is as dense as in a trained head.
+        writes = "o_proj" in name or "down_proj" in name
+        assert share <= (0.19 if writes else 0.0), f"{name}: {share:.0%} zeros cost nothing to multiply"
 
 
 def test_the_grown_head_is_for_the_grown_target_only(small: Any, tmp_path: Path) -> None:

@@ -133,15 +133,18 @@ def load_head(name: str, revision: str | None = None) -> Head:
         weights = load_file(folder / WEIGHTS)
         target = TargetIdentity.read(config["target"])
         parts = (str(config["method"]), target, dict(config["settings"]))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"head '{name}' cannot be read: {reason}") from error
     return Head(*parts, weights, f"head '{name}'", config.get("growth", {}), config.get("training", {}))
 
 
 def _folder(name: str, revision: str | None) -> Path:
-    from .models import resolve_model
+    from .models import registered_model, resolve_model
 
+    folder = Path(name).expanduser()
+    if folder.is_dir() and registered_model(name) is None:
+        return folder  # what it lacks is said where it is read
     source = resolve_model(name)
     if source.local:
         return Path(source.location)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastllm_core
-from fastllm_core import Batch, Draft, Head, ModelError, Pipeline, Scores, Verdict
+from fastllm_core import Batch, ConfigError, Draft, Head, ModelError, Pipeline, Scores, Verdict
 from fastllm_core.testing import tiny_model, tiny_tokenizer
 from fastllm_core.testing.checks.cache import AnyVerdict, CacheWatch
 from fastllm_plugin_kangaroo.adapter import Mode, random_head
@@ -210,6 +210,14 @@ def test_an_adapter_for_another_target_is_refused(adapter: str, tmp_path: Path) 
     lacking = {name: tensor for name, tensor in head.weights.items() if name != "norm.weight"}
     with pytest.raises(ModelError, match=r"lacks norm\.weight"):
         load(saved(replace(head, weights=lacking), tmp_path / "lacking"))
+
+
+def test_a_folder_that_is_not_there_is_missed_before_the_model_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"options\.kangaroo\.adapter: there is no folder"):
+        load(str(tmp_path / "missing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="cannot be read: No such file"):
+        load(str(tmp_path / "empty"))
 
 
 def test_a_head_in_bfloat16_fits_the_same_target(adapter: str) -> None:

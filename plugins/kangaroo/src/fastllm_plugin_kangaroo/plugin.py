@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -9,7 +11,7 @@ from pydantic import Field
 from fastllm_core import Options, hookimpl
 
 if TYPE_CHECKING:
-    from fastllm_core import Context, Drafter
+    from fastllm_core import Config, Context, Drafter
     from fastllm_core.testing import TinyTarget
 
 
@@ -53,6 +55,14 @@ class Kangaroo:
         if not folder.exists():
             random_head(target.model, exit_layer=1, mode="attention").save(folder)
         return {"adapter": str(folder)}
+
+    @hookimpl
+    def fastllm_check(self, config: Config) -> Sequence[str]:
+        """A folder that is named is there, before the model is read."""
+        name = self.options.adapter
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            return [f"options.kangaroo.adapter: there is no folder {name}; fastllm train kangaroo makes one"]
+        return []
 
     @hookimpl
     def fastllm_make_drafter(self, context: Context) -> Drafter:
