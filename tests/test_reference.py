@@ -42,6 +42,8 @@ SECTIONS = {
     "Families": ("adapters", ("Adapter",)),
     "How far back a layer looks": ("spans", ("Span",)),
     "Options": ("options", ("Options",)),
+    "Trained heads": ("heads", ("Head", "TargetIdentity", "load_head")),
+    "Training a head": ("lessons", ("Trainer", "Converter", "Lesson", "Judgement")),
 }
 """Title: module, and which of its definitions; None for every hook."""
 

@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "core"
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 PACKAGES = [CORE, *PLUGINS]
-GROUPS = {"fastllm.plugins", "fastllm.parts", "fastllm.models", "fastllm.commands"}
+GROUPS = {
+    *("fastllm.plugins", "fastllm.parts", "fastllm.models", "fastllm.commands"),
+    *("fastllm.trainers", "fastllm.converters"),
+}
 
 each_package = pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
 each_plugin = pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: folder.name)

@@ -37,12 +37,14 @@ if TYPE_CHECKING:
         UserError,
     )
     from .generation import Difference, Generation, Piece
+    from .heads import Head, TargetIdentity, load_head
     from .hookspecs import API_VERSION, hookimpl
     from .layout import ancestors, chain, tree
-    from .models import LoadedModel, RegisteredModel, registered_model, verify_same_vocabulary
+    from .lessons import Converter, Judgement, Lesson, Trainer, converter, trainer, visible
+    from .models import LoadedModel, RegisteredModel, load_model, registered_model, verify_same_vocabulary
     from .network import Advance, Inputs, Network, Outputs, advanced
     from .options import Options
-    from .pipeline import Pipeline, load
+    from .pipeline import Pipeline, configuration, load
     from .prefill import read
     from .protocols import (
         Acceptor,
@@ -96,12 +98,14 @@ _PUBLIC = {
         "UserError",
     ),
     "generation": ("Difference", "Generation", "Piece"),
+    "heads": ("Head", "TargetIdentity", "load_head"),
     "hookspecs": ("API_VERSION", "hookimpl"),
     "layout": ("ancestors", "chain", "tree"),
-    "models": ("LoadedModel", "RegisteredModel", "registered_model", "verify_same_vocabulary"),
+    "lessons": ("Converter", "Judgement", "Lesson", "Trainer", "converter", "trainer", "visible"),
+    "models": ("LoadedModel", "RegisteredModel", "load_model", "registered_model", "verify_same_vocabulary"),
     "network": ("Advance", "Inputs", "Network", "Outputs", "advanced"),
     "options": ("Options",),
-    "pipeline": ("Pipeline", "load"),
+    "pipeline": ("Pipeline", "configuration", "load"),
     "prefill": ("read",),
     "protocols": (
         "Acceptor",

@@ -21,9 +21,12 @@ GROUPS: Final[Mapping[str, str]] = {
     "part": "fastllm.parts",
     "model": "fastllm.models",
     "command": "fastllm.commands",
+    "trainer": "fastllm.trainers",
+    "converter": "fastllm.converters",
 }
 """Entry-point group by kind. A method is a way of speculating, a part fills or wraps one role, a model is a registered
-name for weights, a command is a sub-command of `fastllm`. The kind is metadata, so that listing imports nothing."""
+name for weights, a command is a sub-command of `fastllm`; a trainer and a converter are how a method's head is trained
+or read from another format (see `lessons`). The kind is metadata, so that listing imports nothing."""
 
 SELECTABLE: Final = ("method", "part")
 """The kinds that a pipeline is composed of; they share one set of names."""

@@ -226,6 +226,12 @@ class Network:
         return int(self.config.hidden_size)
 
     @cached_property
+    def reads_tokens(self) -> bool:
+        """Whether tokens may enter. A head that starts from the target's hidden states embeds none of its own."""
+        table = getattr(self.model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+        return table is None or table.shape[0] > 1
+
+    @cached_property
     def kv_shapes(self) -> tuple[KVShape | None, ...]:
         """What each layer's cache holds, found by one forward over one token; None for a layer that keeps nothing."""
         return tuple(probe.shape for probe in self._read_one_token(self.model))

@@ -44,6 +44,10 @@ def test_names_are_registered() -> None:
         "demo-100m": "DEMO_100M",
         "demo-350m": "DEMO_350M",
         "demo-1b": "DEMO_1B",
+        "demo-kangaroo": "KANGAROO",
+        "demo-100m-kangaroo": "KANGAROO_100M",
+        "demo-350m-kangaroo": "KANGAROO_350M",
+        "demo-1b-kangaroo": "KANGAROO_1B",
     }
     for name, attribute in expected.items():
         assert found[name] == f"fastllm_plugin_demo.models:{attribute}"

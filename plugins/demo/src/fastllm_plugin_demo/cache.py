@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +17,9 @@ from fastllm_core import ModelError
 
 PART = ".part-"
 """How the name of an unfinished build starts."""
+
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+"""What a whole model has."""
 
 STALE_SECONDS = 3600.0
 """An unfinished build this old was abandoned: the slowest takes a minute."""
@@ -29,15 +32,17 @@ def models_folder() -> Path:
     return root / "models"
 
 
-def keep(folder_name: str, what: str, size: int, build: Callable[[Path], None]) -> Path:
-    """The folder of that name; `build(empty_folder)` fills it first if it is not there.
+def keep(
+    folder_name: str, what: str, size: int, build: Callable[[Path], None], files: Sequence[str] = MODEL_FILES
+) -> Path:
+    """The folder of that name; `build(empty_folder)` fills it with `files` first if they are not there.
 
     The build happens beside it and is renamed into place, so that a reader never sees half a model and two processes
     may build at once. what: said on standard error before a build. size: bytes that the build will write.
     Raises ModelError if the folder cannot be written.
     """
     folder = models_folder() / folder_name
-    if _is_whole(folder):
+    if _is_whole(folder, files):
         return folder
     sys.stderr.write(f"building {what} in {folder}\n")
     try:
@@ -52,7 +57,7 @@ def keep(folder_name: str, what: str, size: int, build: Callable[[Path], None]) 
             fresh.mkdir()
             build(fresh)
             _flush(fresh)
-            _publish(fresh, folder)
+            _publish(fresh, folder, files)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ModelError(
@@ -62,15 +67,15 @@ def keep(folder_name: str, what: str, size: int, build: Callable[[Path], None]) 
     return folder
 
 
-def _is_whole(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+def _is_whole(folder: Path, files: Sequence[str]) -> bool:
+    return all((folder / name).is_file() for name in files)
 
 
-def _publish(fresh: Path, folder: Path) -> None:
+def _publish(fresh: Path, folder: Path, files: Sequence[str]) -> None:
     try:
         os.replace(fresh, folder)
     except OSError:
-        if _is_whole(folder):  # another process was faster, and its model is as good
+        if _is_whole(folder, files):  # another process was faster, and its model is as good
             return
         if not folder.exists():
             raise

@@ -33,7 +33,7 @@ from .shape import Shape
 
 
 @dataclass(frozen=True, slots=True)
-class _Noise:
+class Noise:
     """Random weights, drawn in order from a generator of their own, so that a seed fixes the whole model."""
 
     generator: torch.Generator
@@ -57,13 +57,13 @@ def grow(
     Raises ValueError if the shape cannot hold `small`.
     """
     config = _grown_config(small.config, shape)
-    noise = _Noise(torch.Generator().manual_seed(seed), config.initializer_range, small.dtype)
+    noise = Noise(torch.Generator().manual_seed(seed), config.initializer_range, small.dtype)
     body = small.model
     embedding = body.embed_tokens.weight.detach()
     width = embedding.shape[1]
     tensors = {
         "model.embed_tokens.weight": _zero_padded(embedding, shape.hidden),
-        "model.norm.weight": _grown_norm(body.norm.weight, shape.hidden),
+        "model.norm.weight": grown_norm(body.norm.weight, shape.hidden),
     }
     if not config.tie_word_embeddings:
         head = noise.draw(config.vocab_size, shape.hidden)
@@ -123,21 +123,21 @@ def _head_dim(config: LlamaConfig) -> int:
     return config.head_dim or config.hidden_size // config.num_attention_heads
 
 
-def _grown_layer(old: LlamaDecoderLayer | None, shape: Shape, head_dim: int, noise: _Noise) -> dict[str, Tensor]:
+def _grown_layer(old: LlamaDecoderLayer | None, shape: Shape, head_dim: int, noise: Noise) -> dict[str, Tensor]:
     """The weights of one layer by module name: `old` with new units, or new units alone."""
     group = shape.heads // shape.kv_heads * head_dim
-    q, k, v, o = _grown_units(
-        [old.self_attn.q_proj, old.self_attn.k_proj, old.self_attn.v_proj] if old else None,
-        old.self_attn.o_proj if old else None,
+    q, k, v, o = grown_units(
+        _weights(old.self_attn.q_proj, old.self_attn.k_proj, old.self_attn.v_proj) if old else None,
+        old.self_attn.o_proj.weight.detach() if old else None,
         rows=[group, head_dim, head_dim],
         columns=group,
         units=shape.kv_heads,
         hidden=shape.hidden,
         noise=noise,
     )
-    gate, up, down = _grown_units(
-        [old.mlp.gate_proj, old.mlp.up_proj] if old else None,
-        old.mlp.down_proj if old else None,
+    gate, up, down = grown_units(
+        _weights(old.mlp.gate_proj, old.mlp.up_proj) if old else None,
+        old.mlp.down_proj.weight.detach() if old else None,
         rows=[1, 1],
         columns=1,
         units=shape.intermediate,
@@ -146,12 +146,12 @@ def _grown_layer(old: LlamaDecoderLayer | None, shape: Shape, head_dim: int, noi
     )
     ones = torch.ones(shape.hidden, dtype=noise.dtype)
     return {
-        "input_layernorm": _grown_norm(old.input_layernorm.weight, shape.hidden) if old else ones,
+        "input_layernorm": grown_norm(old.input_layernorm.weight, shape.hidden) if old else ones,
         "self_attn.q_proj": q,
         "self_attn.k_proj": k,
         "self_attn.v_proj": v,
         "self_attn.o_proj": o,
-        "post_attention_layernorm": _grown_norm(old.post_attention_layernorm.weight, shape.hidden)
+        "post_attention_layernorm": grown_norm(old.post_attention_layernorm.weight, shape.hidden)
         if old
         else ones.clone(),
         "mlp.gate_proj": gate,
@@ -160,37 +160,40 @@ def _grown_layer(old: LlamaDecoderLayer | None, shape: Shape, head_dim: int, noi
     }
 
 
-def _grown_units(
-    old_readers: Sequence[nn.Linear] | None,
-    old_writer: nn.Linear | None,
+def _weights(*modules: nn.Linear) -> list[Tensor]:
+    return [module.weight.detach() for module in modules]
+
+
+def grown_units(
+    old_readers: Sequence[Tensor] | None,
+    old_writer: Tensor | None,
     *,
     rows: Sequence[int],
     columns: int,
     units: int,
     hidden: int,
-    noise: _Noise,
+    noise: Noise,
 ) -> list[Tensor]:
     """Readers and, last, their writer: the old units, then new ones that cancel.
 
     readers: [units * rows_i, hidden].  writer: [hidden, units * columns].
     """
-    kept = old_writer.weight.shape[1] // columns if old_writer else 0
+    kept = 0 if old_writer is None else old_writer.shape[1] // columns
     leader, factor = _cancelling(units - kept)
     leaders = int(leader.max()) + 1 if len(leader) else 0
     grown = []
     for i, height in enumerate(rows):
         new = noise.draw(leaders, height, hidden)[leader].reshape(-1, hidden)
         if old_readers:
-            old = old_readers[i].weight.detach()
+            old = old_readers[i]
             new_columns = noise.draw(len(old), hidden - old.shape[1])
             new = torch.cat([torch.cat([old, new_columns], dim=1), new])
         grown.append(new)
     writer = noise.draw(hidden, leaders, columns)[:, leader] * factor.to(noise.dtype)[:, None]
     writer = writer.reshape(hidden, -1)
-    if old_writer:
-        old = old_writer.weight.detach()
-        padded = torch.zeros(hidden, old.shape[1], dtype=old.dtype)
-        padded[: len(old)] = old
+    if old_writer is not None:
+        padded = torch.zeros(hidden, old_writer.shape[1], dtype=old_writer.dtype)
+        padded[: len(old_writer)] = old_writer
         writer = torch.cat([padded, writer], dim=1)
     return [*grown, writer]
 
@@ -213,7 +216,8 @@ def _zero_padded(weight: Tensor, hidden: int) -> Tensor:
     return padded
 
 
-def _grown_norm(weight: Tensor, hidden: int) -> Tensor:
+def grown_norm(weight: Tensor, hidden: int) -> Tensor:
+    """The weight of an RMSNorm over more dimensions, the new of which are zero."""
     grown = torch.ones(hidden, dtype=weight.dtype)
     # The mean of squares is smaller by len(weight) / hidden; exact in bfloat16 where the root is a power of two.
     grown[: len(weight)] = weight.detach().float() * math.sqrt(len(weight) / hidden)

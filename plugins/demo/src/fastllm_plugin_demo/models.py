@@ -22,6 +22,13 @@ PAIRED: Options = {
     "uag": {"draft_model": "demo-drafter-512"},
 }
 
+HEAD_FILES = ("config.json", "model.safetensors")
+
+
+def _paired(target: str) -> Options:
+    """What drafts for a target: the same drafter for all, and a head of its own."""
+    return {**PAIRED, "kangaroo": {"adapter": f"{target}-kangaroo"}}
+
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
@@ -47,7 +54,7 @@ class Grown:
     source: Shipped
     seed: int = 0
     method: str | None = "speculative"
-    options: Options = field(default_factory=lambda: PAIRED, hash=False)
+    options: Options = field(default_factory=dict, hash=False)
 
     def path(self) -> Path:
         """The folder to load. The first call builds it, in seconds; raises ModelError if it cannot be written."""
@@ -76,13 +83,50 @@ class Grown:
         return digest.hexdigest()[:12]
 
 
-DEMO = Shipped("children's stories in English, 6M parameters", "stories-6m-4096", "speculative", PAIRED)
+@dataclass(frozen=True, slots=True)
+class GrownHead:
+    """A head for a grown model that drafts what its source drafts for the small one, built when first asked for."""
+
+    name: str
+    description: str
+    source: Shipped
+    target: Grown
+    method: str | None = None
+    options: Options = field(default_factory=dict, hash=False)
+
+    def path(self) -> Path:
+        """The folder to load. The first call builds it, and its target; raises ModelError if it cannot be written."""
+        from . import cache
+
+        what = f"{self.name} (grown from {self.source.folder})"
+        most = 32 * self.target.shape.hidden**2  # a whole decoder layer in bfloat16, and some room
+        return cache.keep(f"{self.name}-{self._recipe_hash()}", what, most, self._build, HEAD_FILES)
+
+    def _build(self, folder: Path) -> None:
+        from .heads import build  # torch enters here
+
+        build(self.source.path(), self.target, folder)
+
+    def _recipe_hash(self) -> str:
+        digest = hashlib.sha256(f"{FORMAT} {self.target._recipe_hash()}".encode())
+        for name in HEAD_FILES:
+            digest.update((self.source.path() / name).read_bytes())
+        return digest.hexdigest()[:12]
+
+
+DEMO = Shipped("children's stories in English, 6M parameters", "stories-6m-4096", "speculative", _paired("demo"))
 DRAFTER = Shipped("drafter for the demo models, 1M parameters, their tokenizer", "stories-1m-4096")
 DRAFTER_512 = Shipped("drafter with another tokenizer (512 entries), 260k parameters", "stories-260k-512")
+KANGAROO = Shipped("adapter for demo, for the method kangaroo", "stories-6m-4096-kangaroo")
 
 
 def _grown(name: str, size: str, shape: Shape) -> Grown:
-    return Grown(name, f"demo, grown to the cost of {size} parameters: the same stories", shape, DEMO)
+    description = f"demo, grown to the cost of {size} parameters: the same stories"
+    return Grown(name, description, shape, DEMO, options=_paired(name))
+
+
+def _grown_adapter(target: Grown) -> GrownHead:
+    return GrownHead(f"{target.name}-kangaroo", f"adapter for {target.name}, grown with it", KANGAROO, target)
 
 
 DEMO_100M = _grown("demo-100m", "100M", Shape(768, 14, 2048, 24, 12))
@@ -91,3 +135,5 @@ DEMO_1B = _grown("demo-1b", "1B", Shape(2048, 20, 5504, 64, 32))
 
 GROWN: Mapping[str, Grown] = {model.name: model for model in (DEMO_100M, DEMO_350M, DEMO_1B)}
 """Every grown model by its name."""
+
+KANGAROO_100M, KANGAROO_350M, KANGAROO_1B = map(_grown_adapter, (DEMO_100M, DEMO_350M, DEMO_1B))

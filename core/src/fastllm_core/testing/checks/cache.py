@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import torch
 from ... import layout
 from ...batch import Batch
 from ...cache import SlotCache
+from ...engine import Parts
 from ...network import Network
 from ...protocols import Draft, Guarantee, KVCache, Scores, Verdict
 from ..situations import drafters, greedy, plain_texts, prompts, texts
@@ -76,7 +78,9 @@ class CacheWatch:
                 f"round {self.rounds}: the target's cache holds {stored} rows for {row.length} committed tokens"
             )
         for cache, whose in ((parts.cache, "the target's"), *((each, "a drafter's") for each in parts.drafter_caches)):
-            _compare(cache, parts.network if whose == "the target's" else _network(cache), batch, whose, self.rounds)
+            network = parts.network if whose == "the target's" else _network(cache)
+            entry = None if network is None or network.reads_tokens else _entry(parts)
+            _compare(cache, network, batch, whose, self.rounds, entry)
 
 
 def check_rollback(subject: Subject) -> None:
@@ -101,8 +105,33 @@ def _network(cache: KVCache) -> Network | None:
     return network if isinstance(network, Network) else None
 
 
+def _entry(parts: Parts) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What enters a drafter's network that embeds no tokens: the target's hidden states, at the one layer it asks for.
+
+    Returns int64[1, R] -> float[1, R, H], read by the target alone.
+    """
+    assert parts.drafter is not None
+    (layer,) = parts.drafter.hidden_layers
+
+    def read(tokens: torch.Tensor) -> torch.Tensor:
+        fresh = SlotCache(parts.network)
+        fresh.reserve(1, tokens.shape[1])
+        inputs = layout.chain(tokens, torch.zeros(1, dtype=torch.long, device=tokens.device), fresh.capacity)
+        layers = fresh.layers(slice(0, 1), fresh.capacity)
+        return parts.network.forward(inputs, layers, hidden_layers=(layer,)).hidden[layer]
+
+    return read
+
+
 @torch.inference_mode()
-def _compare(cache: KVCache, network: Network | None, batch: Batch, whose: str, rounds: int) -> None:
+def _compare(
+    cache: KVCache,
+    network: Network | None,
+    batch: Batch,
+    whose: str,
+    rounds: int,
+    entry: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> None:
     if network is None:
         return
     for row in batch.rows:
@@ -112,8 +141,10 @@ def _compare(cache: KVCache, network: Network | None, batch: Batch, whose: str, 
         fresh = SlotCache(network)
         fresh.reserve(1, count)
         tokens = torch.tensor([row.tokens[:count]], device=network.device).clamp(max=network.vocab_size - 1)
+        start = torch.zeros(1, dtype=torch.long, device=network.device)
+        hidden = None if entry is None else entry(tokens)
         network.forward(
-            layout.chain(tokens, torch.zeros(1, dtype=torch.long, device=network.device), fresh.capacity),
+            layout.chain(tokens, start, fresh.capacity, hidden=hidden),
             fresh.layers(slice(0, 1), fresh.capacity),
             last_logits_only=True,
         )

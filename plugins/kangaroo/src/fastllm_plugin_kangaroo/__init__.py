@@ -1,0 +1,1 @@
+"""Kangaroo, double early exiting, a plugin for fastllm."""

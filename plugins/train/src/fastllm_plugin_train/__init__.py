@@ -1,0 +1,1 @@
+"""Training of heads for fastllm: `fastllm train`, and `fastllm convert`."""

@@ -1,0 +1,78 @@
+"""Heads in the formats of their authors, read with care."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastllm_core import Config, Head, ModelError, converter
+
+from .options import options_of
+from .target import plain
+
+SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def converted(
+    method: str, source: Path, config: Config, given: Mapping[str, str], *, trust_remote_code: bool = False
+) -> Head:
+    """The head of a folder or file, for the configured model. Raises ModelError or ConfigError."""
+    made = converter(method)
+    options = options_of(made.Options, given)
+    settings, weights = read(source)
+    with plain(config, trust_remote_code) as pipeline:
+        maker: Any = made(options, pipeline.engine.parts.network)
+        head: Head = maker.convert(settings, weights)
+    return head
+
+
+def read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json beside the weights, {} without one, and the weights of every file. Raises ModelError."""
+    folder = source if source.is_dir() else source.parent
+    files = [source] if source.is_file() else _files(folder)
+    if not files:
+        raise ModelError(f"{source}: holds no weights ({', '.join(SUFFIXES)})")
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= _tensors(file)
+    return config, weights
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those of the first kind that is there: a folder may hold the same weights twice."""
+    kinds = (sorted(folder.glob(f"*{suffix}")) for suffix in SUFFIXES)
+    return next((files for files in kinds if files), [])
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded: Any = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{file}: holds more than tensors, which could run code, and is not read: ask its author for safetensors"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{file}: cannot be read: {(str(error).splitlines() or ['?'])[0]}") from error
+    if not isinstance(loaded, Mapping):
+        raise ModelError(f"{file}: holds a {type(loaded).__name__}, not tensors by name")
+    found = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    if not found:
+        raise ModelError(f"{file}: holds no tensors by name")
+    return found
