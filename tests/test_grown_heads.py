@@ -55,6 +55,7 @@ def test_no_matrix_of_a_grown_head_is_mostly_zeros(small: Any) -> None:
     head = load_head(str(KANGAROO.path()))
     larger = grown_head(head, TargetIdentity(layers=17, hidden_size=768), 12)
     assert set(larger.weights) == set(head.weights)
+    assert larger.settings["norm_eps"] == head.settings["norm_eps"] / 4  # the mean of squares is a quarter
     for name, tensor in larger.weights.items():
         assert set(tensor.shape) <= {768, 4 * 768}
         share = float((tensor == 0).float().mean())
