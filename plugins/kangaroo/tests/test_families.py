@@ -16,6 +16,8 @@ from fastllm_core.testing.families import family
 from fastllm_plugin_kangaroo.adapter import random_head
 
 SOME = ("llama", "gemma2", "gemma3_text", "gpt_neo", "gpt_oss", "opt", "phi")
+NARROWED = ("electra", "rembert")
+"""Families whose output matrix does not read hidden states, but what a further layer makes of them."""
 PROMPTS = [[5, 9, 33, 2, 4, 8], [7] * 11, [3]]
 NEW = 14
 
@@ -54,9 +56,16 @@ def test_a_family_drafts_behind_its_first_layers(name: str, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", sorted({*splittable()} - {*SOME}))
+@pytest.mark.parametrize("name", sorted({*splittable()} - {*SOME, *NARROWED}))
 def test_every_family_that_can_be_split_drafts(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NARROWED)
+def test_a_family_whose_output_matrix_reads_something_else_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="its output matrix reads"):
+        check(name, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")
