@@ -106,8 +106,8 @@ def test_show(run: Any, site: FakeSite) -> None:
             @hookimpl
             def fastllm_make_drafter(self, context): ...
     '''
-    site.plugin("kangaroo", source)
-    code, out, _ = run("plugins", "show", "kangaroo")
+    site.plugin("hopper", source)
+    code, out, _ = run("plugins", "show", "hopper")
     assert code == 0
     for words in (
         "Hops.",
@@ -118,7 +118,7 @@ def test_show(run: Any, site: FakeSite) -> None:
         "(must be given)",
     ):
         assert words in out
-    code, out, _ = run("plugins", "show", "kangaroo", "--json")
+    code, out, _ = run("plugins", "show", "hopper", "--json")
     assert json.loads(out)["hooks"] == ["fastllm_make_drafter"]
     assert json.loads(out)["options"][1]["name"] == "draft_model"
 
