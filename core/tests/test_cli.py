@@ -90,6 +90,13 @@ def test_lists(run: Any, site: FakeSite) -> None:
     assert set(listed["alpha"]) == {"name", "kind", "distribution", "version", "entry_point", "origin"}
 
 
+def test_a_group_alone_shows_its_help_and_no_error(run: Any) -> None:
+    code, out, err = run("plugins")
+    assert code == 2
+    assert "Commands" in out + err
+    assert "error" not in err
+
+
 def test_show(run: Any, site: FakeSite) -> None:
     source = '''
         from pydantic import Field

@@ -41,7 +41,7 @@ def test_a_head_is_for_one_target() -> None:
     head.check("kangaroo", replace(own, model="moved elsewhere"))
     with pytest.raises(ModelError, match=r"the hash of the output matrix differs.*fastllm train kangaroo"):
         head.check("kangaroo", identity(tiny_model(seed=1)))
-    with pytest.raises(ModelError, match="layers: 4, not 5"):
+    with pytest.raises(ModelError, match="layers: 5, not 4"):
         head.check("kangaroo", identity(tiny_model(num_hidden_layers=5)))
     with pytest.raises(ModelError, match="is a head for 'kangaroo', and 'medusa' cannot read it"):
         head.check("medusa", own)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .generation import Difference, Generation, Piece
     from .heads import Head, TargetIdentity, load_head
     from .hookspecs import API_VERSION, hookimpl
+    from .journal import Journal
     from .layout import ancestors, chain, tree
     from .lessons import Converter, Judgement, Lesson, Trainer, converter, trainer, visible
     from .models import LoadedModel, RegisteredModel, load_model, registered_model, verify_same_vocabulary
@@ -100,6 +101,7 @@ _PUBLIC = {
     "generation": ("Difference", "Generation", "Piece"),
     "heads": ("Head", "TargetIdentity", "load_head"),
     "hookspecs": ("API_VERSION", "hookimpl"),
+    "journal": ("Journal",),
     "layout": ("ancestors", "chain", "tree"),
     "lessons": ("Converter", "Judgement", "Lesson", "Trainer", "converter", "trainer", "visible"),
     "models": ("LoadedModel", "RegisteredModel", "load_model", "registered_model", "verify_same_vocabulary"),

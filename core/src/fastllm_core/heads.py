@@ -30,7 +30,7 @@ ROWS: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class TargetIdentity:
-    """A model, as a head remembers its target. What is None is not known, and fits everything."""
+    """A model, as a head or a skip set remembers its target. What is None is not known, and fits everything."""
 
     model: str | None = None
     """Its name, for people: the same model may lie anywhere."""
@@ -53,13 +53,13 @@ class TargetIdentity:
         return cls(**{each.name: value.get(each.name) for each in fields(cls)})
 
     def mismatch(self, other: TargetIdentity) -> str | None:
-        """What tells two models apart, in words; None if nothing does. A name proves nothing."""
+        """What tells another model from this one, in words; None if nothing does. A name proves nothing."""
         for each in fields(self):
             mine, theirs = getattr(self, each.name), getattr(other, each.name)
             if each.name == "model" or mine is None or theirs is None or mine == theirs:
                 continue
             other_weights = "other weights (the hash of the output matrix differs)"
-            what = other_weights if each.name == "head" else f"{mine}, not {theirs}"
+            what = other_weights if each.name == "head" else f"{theirs}, not {mine}"
             return f"{each.name.replace('_', ' ')}: {what}"
         return None
 

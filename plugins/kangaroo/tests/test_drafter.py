@@ -198,7 +198,7 @@ def test_the_controllers_threshold_wins(adapter: str) -> None:
 def test_an_adapter_for_another_target_is_refused(adapter: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="the hash of the output matrix differs"):
         load(adapter, tiny_model(seed=1))
-    with pytest.raises(ModelError, match="hidden size: 32, not 48"):
+    with pytest.raises(ModelError, match="hidden size: 48, not 32"):
         load(adapter, tiny_model(hidden_size=48))
     head = random_head(model(), 2, "attention")
     other = saved(replace(head, method="medusa"), tmp_path / "other")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fastllm_core
-from fastllm_core import ConfigError, Pipeline
+from fastllm_core import ConfigError, Pipeline, TargetIdentity
 from fastllm_core.testing import tiny_model, tiny_tokenizer
 from fastllm_plugin_self_speculative import skipfile
-from fastllm_plugin_self_speculative.identity import Identity
 from fastllm_plugin_self_speculative.skipset import SkipSet, spans
 
 OWN = {"format": "fastllm-skip-set", "version": 1, "attention": [1, 3], "mlp": [2], "model": {}}
@@ -71,7 +71,7 @@ def test_published_sets_are_those_of_the_authors() -> None:
 
 def test_a_published_set_is_for_its_model_only() -> None:
     with pytest.raises(
-        ConfigError, match=r"published set 'llama-2-13b' was chosen for meta-llama/Llama-2-13b-hf, .*layers 4, not 40"
+        ConfigError, match=r"published set 'llama-2-13b' was chosen for meta-llama/Llama-2-13b-hf, .*layers: 4, not 40"
     ):
         load(skip="llama-2-13b")
 
@@ -85,13 +85,13 @@ def test_a_name_that_is_nothing_lists_what_there_is() -> None:
 
 def test_a_set_for_other_weights_is_refused(tmp_path: Path) -> None:
     with fastllm_core.load(tiny_model(), "plain", tokenizer=tiny_tokenizer(), dtype="float32") as pipeline:
-        mine = Identity.of(pipeline.target, 4)
+        mine = TargetIdentity.of(pipeline.engine.parts.network)
     with fastllm_core.load(tiny_model(seed=1), "plain", tokenizer=tiny_tokenizer(), dtype="float32") as pipeline:
-        other = Identity.of(pipeline.target, 4)
-    assert mine.mismatch(other) == "other weights"
-    load(skip=saved(tmp_path, {**OWN, "model": mine.to_json()})).close()
-    with pytest.raises(ConfigError, match=r"is another \(other weights\); choose one for it with fastllm tune layers"):
-        load(skip=saved(tmp_path, {**OWN, "model": other.to_json()}))
+        other = TargetIdentity.of(pipeline.engine.parts.network)
+    assert mine.mismatch(other) == "head: other weights (the hash of the output matrix differs)"
+    load(skip=saved(tmp_path, {**OWN, "model": asdict(mine)})).close()
+    with pytest.raises(ConfigError, match=r"is another \(head: other weights .*\); choose one for it"):
+        load(skip=saved(tmp_path, {**OWN, "model": asdict(other)}))
 
 
 def test_identity_is_that_of_the_weights_in_any_number_format() -> None:
@@ -102,7 +102,7 @@ def test_identity_is_that_of_the_weights_in_any_number_format() -> None:
     for dtype in ("float32", "bfloat16"):
         cast: Any = copy.deepcopy(model).to(getattr(__import__("torch"), dtype))
         with fastllm_core.load(cast, "plain", tokenizer=tiny_tokenizer()) as pipeline:
-            found.append(Identity.of(pipeline.target, 4).head)
+            found.append(TargetIdentity.of(pipeline.engine.parts.network).head)
     assert found[0] == found[1] is not None
 
 

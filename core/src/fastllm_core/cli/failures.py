@@ -48,6 +48,8 @@ def report(error: Exception) -> int:
         return INTERRUPTED
     usage = getattr(error, "format_message", None)  # of the command-line parser
     if usage is not None:
+        if not usage():  # a group alone: its help has been printed
+            return USER
         context = getattr(error, "ctx", None)
         hint = f" (see: {context.command_path} --help)" if context else ""
         return _say(f"{usage()}{hint}", USER)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fastllm_core import RequestError
+from fastllm_core import Journal, RequestError
 
 from .arm import JobRun, RowRun, Step
 
@@ -59,8 +59,8 @@ class Record:
         """Open or continue the record of a plan in a folder. Raises RequestError if it is another plan's."""
         self.path = folder / FILE
         self.done: dict[Key, Measured] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = self._whole_lines()
+        self._journal = Journal(self.path)
+        lines = self._journal.lines
         if lines and json.loads(lines[0]) != json.loads(json.dumps({"plan": plan})):
             raise RequestError(
                 f"--output {folder}: holds the events of another benchmark; name another folder, or say --fresh to "
@@ -69,29 +69,13 @@ class Record:
         for line in lines[1:]:
             measured = from_json(json.loads(line))
             self.done[measured.key] = measured
-        self._file = self.path.open("a", encoding="utf-8")
         if not lines:
-            self._write({"plan": plan})
-
-    def _whole_lines(self) -> list[str]:
-        """The lines of the file; what an interruption left of the last one is cut off."""
-        if not self.path.is_file():
-            return []
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self.path.open("rb+") as file:
-                file.truncate(len(whole))
-        return whole.decode("utf-8").splitlines()
+            self._journal.write({"plan": plan})
 
     def add(self, measured: Measured) -> None:
         """Append a job."""
         self.done[measured.key] = measured
-        self._write(to_json(measured))
-
-    def _write(self, value: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(value, separators=(",", ":")) + "\n")
-        self._file.flush()
+        self._journal.write(to_json(measured))
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +83,7 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._journal.close()
 
 
 def to_json(measured: Measured) -> dict[str, Any]:

@@ -60,5 +60,6 @@ def _tokens(file: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
             while piece := "".join(lines.readlines(CHARACTERS)):
                 yield from tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"options.prompt-lookup.corpus: cannot read '{file}': {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"options.prompt-lookup.corpus: cannot read '{file}': {reason}") from error
     yield BREAK

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from fastllm_core import ConfigError
+from fastllm_core import ConfigError, TargetIdentity
 
 from . import skipfile
-from .identity import Identity
 from .skipset import SkipSet
 
 if TYPE_CHECKING:
@@ -33,14 +32,14 @@ def skipped_by(options: SelfSpeculativeOptions, context: Context) -> SkipSet:
         _check_layers(skipped, layers, key)
         return skipped
     found = skipfile.find(options.skip, context.target.name)
-    fits(found, Identity.of(context.target, layers), f"{key}.skip")
+    fits(found, TargetIdentity.of(context.network), f"{key}.skip")
     if not found.skipped:
         best = "" if found.best is None else f"; the best one ran at {found.best:.2f} times plain decoding"
         log.warning("self-speculative drafts nothing, since %s found no skip set that pays%s", found.source, best)
     return found.skipped
 
 
-def fits(found: skipfile.Found, target: Identity, key: str) -> None:
+def fits(found: skipfile.Found, target: TargetIdentity, key: str) -> None:
     """Raise ConfigError unless a set is for this model."""
     reason = found.identity.mismatch(target)
     if reason:

@@ -14,15 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from fastllm_core import ConfigError
+from fastllm_core import ConfigError, TargetIdentity
 
-from .identity import Identity
 from .skipset import SkipSet
 
 FORMAT: Final = "fastllm-skip-set"
 VERSION: Final = 1
 PUBLISHED: Final = "published.json"
-ANY: Final = Identity()
+ANY: Final = TargetIdentity()
 """What a file says of its model that says nothing."""
 
 
@@ -33,7 +32,7 @@ class Found:
     skipped: SkipSet
     source: str
     """For messages: the file, or the published set's name."""
-    identity: Identity = ANY
+    identity: TargetIdentity = ANY
     """The model that it is for, as far as the file says."""
     best: float | None = None
     """If nothing is skipped because nothing pays: speed against plain decoding of the best set that was tried."""
@@ -59,7 +58,7 @@ def published() -> dict[str, Found]:
     """The sets that ship with this plugin, by name."""
     text = (files(__package__) / PUBLISHED).read_text(encoding="utf-8")
     return {
-        name: Found(_sets(entry, name), f"published set '{name}'", Identity.read(entry["model"]))
+        name: Found(_sets(entry, name), f"published set '{name}'", TargetIdentity.read(entry["model"]))
         for name, entry in json.loads(text).items()
     }
 
@@ -79,7 +78,7 @@ def read(path: Path, model: str) -> Found:
     if value.keys() <= {"attn", "attention", "mlp"} and value:
         return Found(_sets(value, source), source)
     name, entry = _entry(value, source, model)
-    return Found(_sets(entry, source), source, Identity(model=name))
+    return Found(_sets(entry, source), source, TargetIdentity(model=name))
 
 
 def _own(value: Mapping[str, Any], source: str) -> Found:
@@ -90,7 +89,7 @@ def _own(value: Mapping[str, Any], source: str) -> Found:
     model = value.get("model", {})
     if not isinstance(model, dict):
         raise ConfigError(f"{source}: model must be an object that says which model the set is for")
-    return Found(_sets(value, source), source, Identity.read(model), value.get("best"))
+    return Found(_sets(value, source), source, TargetIdentity.read(model), value.get("best"))
 
 
 def _entry(value: Mapping[str, Any], source: str, model: str) -> tuple[str, Any]:

@@ -36,6 +36,8 @@ def converted(
 
 def read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config.json beside the weights, {} without one, and the weights of every file. Raises ModelError."""
+    if not source.exists():
+        raise ModelError(f"{source}: there is no such file or folder; download what the authors published first")
     folder = source if source.is_dir() else source.parent
     files = [source] if source.is_file() else _files(folder)
     if not files:

@@ -36,7 +36,7 @@ def texts_of(path: Path) -> Iterator[str]:
                         _text(json.loads(line)) if names.endswith(".jsonl") else line.rstrip("\n").replace("\\n", "\n")
                     )
     except (OSError, ValueError, KeyError, TypeError, lzma.LZMAError) as error:
-        raise ConfigError(f"--data {path}: cannot be read: {error}") from error
+        raise ConfigError(f"--data {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _text(value: Any) -> str:

@@ -24,7 +24,8 @@ def prompts_of(path: Path | None, limit: int | None = None) -> list[str]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--prompts {path}: cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"--prompts {path}: cannot be read: {reason}") from error
     lines = [line for line in text.splitlines() if line.strip()]
     if path is not None and path.suffix == ".jsonl":
         lines = [_prompt(line, f"--prompts {path}, line {number}") for number, line in enumerate(lines, start=1)]

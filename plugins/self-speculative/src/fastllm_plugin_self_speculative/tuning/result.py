@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,9 +17,8 @@ from .study import best_of
 from .trial import Trial
 
 if TYPE_CHECKING:
-    from fastllm_core import Pipeline
+    from fastllm_core import Pipeline, TargetIdentity
 
-    from ..identity import Identity
     from .setup import Setup
     from .wishes import Wishes
 
@@ -38,7 +37,9 @@ class Outcome:
     histories: Mapping[str, list[Trial]] = field(default_factory=dict)
 
 
-def result_of(wishes: Wishes, outcome: Outcome, setup: Setup, identity: Identity, plain: Pipeline) -> dict[str, Any]:
+def result_of(
+    wishes: Wishes, outcome: Outcome, setup: Setup, identity: TargetIdentity, plain: Pipeline
+) -> dict[str, Any]:
     """The result file: a skip set that the method reads, and everything that it came from."""
     best, costs = outcome.best, setup.costs
     chosen = best.skipped if outcome.pays else SkipSet()
@@ -46,7 +47,7 @@ def result_of(wishes: Wishes, outcome: Outcome, setup: Setup, identity: Identity
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": identity.to_json(),
+        "model": asdict(identity),
         "attention": sorted(chosen.attention),
         "mlp": sorted(chosen.mlp),
         "draft_length": best.score.length if outcome.pays else None,

@@ -15,9 +15,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastllm_core import RequestError, load
+from fastllm_core import RequestError, TargetIdentity, load
 
-from ..identity import Identity
 from .agreement import Agreement
 from .objective import Accepted, Measured, Objective, Predicted
 from .plot import picture
@@ -44,7 +43,7 @@ def session(wishes: Wishes) -> dict[str, Any]:
     console = Console(stderr=True)
     with load(config=config, trust_remote_code=wishes.trust_remote_code) as plain:
         network = plain.engine.parts.network
-        identity = Identity.of(plain.target, network.layers)
+        identity = TargetIdentity.of(network)
         folder = wishes.output or default_folder(wishes, identity)
         if wishes.fresh and folder.exists():
             _throw_away(folder)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +20,8 @@ from .timing import measure
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fastllm_core import Pipeline
+    from fastllm_core import Pipeline, TargetIdentity
 
-    from ..identity import Identity
     from .wishes import Wishes
 
 SETUP: Final = "setup.json"
@@ -37,7 +36,7 @@ class Setup:
     costs: Costs
 
 
-def default_folder(wishes: Wishes, identity: Identity) -> Path:
+def default_folder(wishes: Wishes, identity: TargetIdentity) -> Path:
     """A folder for this model and what is asked of it, so that the same command goes on where it stopped."""
     asked = json.dumps([asked_of(wishes, identity), wishes.objective, wishes.most, wishes.seed], sort_keys=True)
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
@@ -45,11 +44,11 @@ def default_folder(wishes: Wishes, identity: Identity) -> Path:
     return Path("tune") / f"{name}-{wishes.space}-{digest}"
 
 
-def asked_of(wishes: Wishes, identity: Identity) -> dict[str, Any]:
+def asked_of(wishes: Wishes, identity: TargetIdentity) -> dict[str, Any]:
     """What texts and costs follow from."""
     prompts = hashlib.sha256("\n".join(prompts_of(wishes.prompts, wishes.limit)).encode()).hexdigest()[:16]
     costs = None if wishes.costs is None else hashlib.sha256(_bytes_of(wishes.costs)).hexdigest()[:16]
-    known = {key: value for key, value in identity.to_json().items() if key != "model"}
+    known = {key: value for key, value in asdict(identity).items() if key != "model"}
     return {
         "model": known,
         "prompts": prompts,
@@ -62,7 +61,7 @@ def asked_of(wishes: Wishes, identity: Identity) -> dict[str, Any]:
     }
 
 
-def set_up(wishes: Wishes, plain: Pipeline, identity: Identity, path: Path, console: Console) -> Setup:
+def set_up(wishes: Wishes, plain: Pipeline, identity: TargetIdentity, path: Path, console: Console) -> Setup:
     """What an earlier session of the folder wrote, else made now. Raises RequestError or ConfigError."""
     asked = json.loads(json.dumps(asked_of(wishes, identity)))
     if path.is_file():

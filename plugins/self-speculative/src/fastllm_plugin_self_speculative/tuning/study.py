@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from fastllm_core import ConfigError, RequestError
+from fastllm_core import ConfigError, Journal, RequestError
 
 from ..skipset import SkipSet
 from .objective import Objective
@@ -32,16 +32,15 @@ class Study:
         """
         self.path = path
         self.history: list[Trial] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = _whole_lines(path)
+        self._journal = Journal(path)
+        lines = self._journal.lines
         asked = json.loads(json.dumps({"version": VERSION, "plan": plan}))
         if lines:
             self._check_plan(self._parsed(lines[0], 1), asked)
         for number, line in enumerate(lines[1:]):
             self.history.append(self._trial(line, number))
-        self._file = path.open("a", encoding="utf-8")
         if not lines:
-            self._write(asked)
+            self._journal.write(asked)
 
     def run(
         self,
@@ -68,7 +67,7 @@ class Study:
                 known[skipped] = objective.score(skipped)
             trial = Trial(len(self.history), phase, skipped, known[skipped])
             self.history.append(trial)
-            self._write(trial.to_json())
+            self._journal.write(trial.to_json())
             tell(trial)
         return self.history
 
@@ -104,32 +103,13 @@ class Study:
             f"study {self.path}, line {line}: {reason}; delete what follows line {line - 1}, or start anew with --fresh"
         )
 
-    def _write(self, value: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(value, separators=(",", ":")) + "\n")
-        self._file.flush()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file; what an interruption left of the last one is cut off. ConfigError if it is no text."""
-    if not path.is_file():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("rb+") as file:
-            file.truncate(len(whole))
-    try:
-        return whole.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"study {path}: it is no text file; delete it, or say --fresh to start anew") from error
+        self._journal.close()
 
 
 def best_of(history: list[Trial]) -> Trial:
