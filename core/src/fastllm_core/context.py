@@ -30,7 +30,8 @@ class Context:
     """The target's cache, which a drafter that runs layers of the target writes into. None only while
     `fastllm_make_kv_cache` is asked for it."""
     load_model: Callable[..., LoadedModel]
-    """`load_model(name_or_folder, device="auto", dtype="auto", revision=None)`: another model, by the core's rules."""
+    """`load_model(name_or_folder, device="auto", dtype="auto", revision=None)`: another model, by the core's
+    rules, on the target's device and in its number format if nothing else is said."""
     make_network: Callable[[LoadedModel], Network]
     """The forward port of another model."""
     make_cache: Callable[..., KVCache]

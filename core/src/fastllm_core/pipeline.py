@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
@@ -257,7 +256,7 @@ def assemble(
     selection: Selection, target: LoadedModel, device: Device, backend: Backend, trust_remote_code: bool = False
 ) -> tuple[Roles, Engine]:
     """The roles of a pipeline and the engine that runs them. Raises UnsupportedModel if the port does not fit."""
-    config, clock = selection.config, Clock()
+    config, clock, place = selection.config, Clock(), device.name
     caches, foreign_caches = list[KVCache](), list[KVCache]()
     known = adapters(selection)
     network = Network(target, clock, known)
@@ -265,6 +264,13 @@ def assemble(
         batch_experts(network)
     check_whole(network)
     network.runner = backend.runner(network)
+
+    def load_another(name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> LoadedModel:
+        where = place if device == "auto" else device
+        number_format = str(target.dtype).removeprefix("torch.") if dtype == "auto" else dtype
+        return load_model(
+            name, None, where, number_format, revision, trust_remote_code=trust_remote_code, adapters=known
+        )
 
     def make_network(loaded: LoadedModel) -> Network:
         made = Network(loaded, clock, known)
@@ -283,7 +289,7 @@ def assemble(
         network=network,
         draft_length=config.draft.length,
         cache=None,
-        load_model=partial(load_model, trust_remote_code=trust_remote_code, adapters=known),
+        load_model=load_another,
         make_network=make_network,
         make_cache=make_cache,
     )

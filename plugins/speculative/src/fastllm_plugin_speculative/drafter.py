@@ -43,12 +43,7 @@ class DraftModel(Drafter):
     def __init__(self, options: SpeculativeOptions, context: Context) -> None:
         """Load the draft model. Raises ModelError if its vocabulary is not the target's."""
         target = context.target
-        self.loaded = context.load_model(
-            options.draft_model,
-            device=context.device.name if options.device == "auto" else options.device,
-            dtype=str(target.dtype).removeprefix("torch.") if options.dtype == "auto" else options.dtype,
-            revision=options.revision,
-        )
+        self.loaded = context.load_model(options.draft_model, options.device, options.dtype, options.revision)
         verify_same_vocabulary(target, self.loaded)
         self.proposal = Proposal.SAMPLED if options.sample else Proposal.ONE_HOT
         self.network = context.make_network(self.loaded)

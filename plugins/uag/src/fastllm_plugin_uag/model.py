@@ -25,13 +25,7 @@ class DraftModel:
 
     def __init__(self, options: UagOptions, context: Context) -> None:
         """Load the model. Raises ModelError."""
-        target = context.target
-        self.loaded = context.load_model(
-            options.draft_model,
-            device=context.device.name if options.device == "auto" else options.device,
-            dtype=str(target.dtype).removeprefix("torch.") if options.dtype == "auto" else options.dtype,
-            revision=options.revision,
-        )
+        self.loaded = context.load_model(options.draft_model, options.device, options.dtype, options.revision)
         self.network = context.make_network(self.loaded)
         self.cache = context.make_cache(self.network, foreign=True)
 
