@@ -90,7 +90,7 @@ def test_where_nothing_pays_it_says_so_and_the_method_drafts_nothing(
     assert (found["pays"], found["attention"], found["mlp"], found["draft_length"]) == (False, [], [], None)
     assert 0.9 < found["best"] < 1.0
     assert found["tried"]["attention"] or found["tried"]["mlp"]
-    assert f"no skip set pays: the best one runs at {found['best']:.2f} times plain" in capsys.readouterr().err
+    assert f"no skip set surely pays: the best one runs at {found['best']:.2f} times plain" in capsys.readouterr().err
     with load(target, skip=str(tmp_path / "out" / "skip.json")) as pipeline:
         assert pipeline.generate([3, 4], max_new_tokens=8).report.drafted == 0
 
@@ -104,7 +104,7 @@ def test_finalists_are_raced_with_equality_beside_speed(target: str, tmp_path: P
         assert figures["tokens_per_round"] > 1.0
         assert figures["forwards"] == "eager"
     assert found["best"] == max(figures["ratio"] for figures in found["raced"])
-    assert found["pays"] is (found["best"] > 1.0)
+    assert found["pays"] is (found["raced"][0]["low"] > 1.0), "faster in every repeat"
 
 
 def test_acceptance_alone_has_a_limit_of_cost(target: str, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def report(outcome: Outcome, costs: Costs, path: Path) -> list[str]:
         ratio = outcome.figures[0].ratio if outcome.figures else predicted
         return [
             *lines,
-            f"no skip set pays: the best one runs at {ratio:.2f} times plain decoding's speed. With {path} the method "
+            f"no skip set surely pays: the best one runs at {ratio:.2f} times plain decoding's speed. With {path} the method "
             "drafts nothing",
         ]
     return [

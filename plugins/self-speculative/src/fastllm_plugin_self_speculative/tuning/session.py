@@ -125,7 +125,10 @@ def _watched(name: str, trials: int) -> Iterator[Callable[[Trial], None]]:
 
 
 def _finished(wishes: Wishes, histories: dict[str, list[Trial]], race: Race, console: Console) -> Outcome:
-    """Race the best sets of all searches. Without a race, the objective's word is taken."""
+    """Race the best sets of all searches: one pays if it was faster than plain decoding in every repeat.
+
+    Without a race, the objective's word is taken.
+    """
     trials = [trial for history in histories.values() for trial in history if trial.skipped]
     ordered = list({trial.skipped: trial for trial in sorted(trials, key=lambda trial: trial.value)}.values())[::-1]
     if not ordered:
@@ -139,4 +142,4 @@ def _finished(wishes: Wishes, histories: dict[str, list[Trial]], race: Race, con
         figures = race.run([(trial.skipped, trial.score.length) for trial in raced])
     order = sorted(range(len(raced)), key=lambda index: -figures[index].ratio)
     figures, raced = [figures[index] for index in order], [raced[index] for index in order]
-    return Outcome(raced[0], figures[0].ratio > 1.0, figures, raced, histories)
+    return Outcome(raced[0], figures[0].low > 1.0, figures, raced, histories)
