@@ -115,8 +115,8 @@ def report(outcome: Outcome, costs: Costs, path: Path) -> list[str]:
         ratio = outcome.figures[0].ratio if outcome.figures else predicted
         return [
             *lines,
-            f"no skip set surely pays: the best one runs at {ratio:.2f} times plain decoding's speed. With {path} the method "
-            "drafts nothing",
+            f"no skip set surely pays: the best one runs at {ratio:.2f} times plain decoding's speed. With {path} the "
+            "method drafts nothing",
         ]
     return [
         *lines,
