@@ -396,4 +396,4 @@ def test_one_that_is_really_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert decode(make_engine(model, oracle, backend=backend), requests) == wanted
     (program,) = {program.path: program for program in backend.taken}.values()
     assert program.facts["difference"] < 1e-3
-    assert [path.suffix for path in sorted(backend.folder.folder.iterdir())] == [".json", ".lock", ".pt2"]
+    assert [path.suffix for path in sorted(backend.folder.folder.iterdir())] == [".json", ".lock", ".so"]

@@ -207,7 +207,10 @@ class CompiledRunner(Stepping):
         from .compiler import OPTIONS
 
         if self._facts is None:
-            self._facts = {"model": identity.of_model(self.network), "machine": identity.of_machine()}
+            self._facts = {
+                "model": identity.of_model(self.network, self.backend.folder.digests),
+                "machine": identity.of_machine(),
+            }
         asked = {
             key: sorted(value) if isinstance(value, frozenset) else value for key, value in asdict(passage).items()
         }
@@ -229,12 +232,12 @@ class LoadedProgram:
 
     def __init__(self, path: Path) -> None:
         """Load it. Raises RuntimeError if it does not fit this torch."""
-        loader: Any = torch._C._aoti.AOTIModelPackageLoader
-        self._loader = loader(str(path), "model", False, 1, -1)
+        runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu
+        self._runner = runner(str(path), 1)
 
     def run(self, arguments: list[Tensor]) -> list[Tensor]:
         """Call it: every argument contiguous, in the order of `Step.forward`. Caches are written in place."""
-        answers: list[Tensor] = self._loader.boxed_run(arguments)
+        answers: list[Tensor] = self._runner.run(arguments)
         return answers
 
 

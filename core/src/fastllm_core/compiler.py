@@ -11,8 +11,10 @@ import contextlib
 import inspect
 import io
 import logging
+import shutil
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,7 +62,11 @@ def compile_step(step: Step, path: Path) -> dict[str, Any]:
                 step, step.example(), dynamic_shapes=step.open_sizes(), strict=False, **open_ranges
             )
             exported_at = time.perf_counter()
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=dict(OPTIONS))
+            package = path.with_suffix(".pt2")
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=str(package), inductor_configs=dict(OPTIONS)
+            )
+            _unpack(package, path)
     except Exception as error:  # whatever a compiler raises: the answer is to run without it
         line = next((line for line in str(error).splitlines() if line.strip()), "")
         raise UnsupportedModel(f"{type(error).__name__}: {line[:200]}") from error
@@ -68,6 +74,15 @@ def compile_step(step: Step, path: Path) -> dict[str, Any]:
         "export_seconds": round(exported_at - began, 1),
         "compile_seconds": round(time.perf_counter() - exported_at, 1),
     }
+
+
+def _unpack(package: Path, path: Path) -> None:
+    """Keep a package's library alone: packages are unpacked at every start, which takes longer than loading them."""
+    with zipfile.ZipFile(package) as archive:
+        (library,) = [name for name in archive.namelist() if name.endswith(".so")]
+        with archive.open(library) as packed, path.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
+    package.unlink()
 
 
 @contextlib.contextmanager

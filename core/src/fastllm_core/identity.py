@@ -14,15 +14,23 @@ import transformers
 from torch import nn
 
 if TYPE_CHECKING:
+    from .digests import Digests
     from .network import Network
 
 STOCK: Final = ("torch.nn.", "transformers.")
 """Where the classes come from whose code a version number stands for."""
 
 
-def of_model(network: Network) -> dict[str, Any]:
-    """A network's architecture, configuration and weights, as JSON values. Reads every weight once."""
-    return {**of_architecture(network), "weights": weights_digest(network.model)}
+def of_model(network: Network, digests: Digests) -> dict[str, Any]:
+    """A network's architecture, configuration and weights, as JSON values.
+
+    Reads every weight once; those that lie unchanged in files as they did when they were last read, not again.
+    """
+    loaded, model = network.loaded, network.model
+    files = () if loaded.origin is None else loaded.origin.files_of(loaded.model)
+    what = f"{type(model).__name__} in {network.dtype}"
+    weights = digests.of_files(files, what, lambda: weights_digest(model)) if files else weights_digest(model)
+    return {**of_architecture(network), "weights": weights}
 
 
 def of_architecture(network: Network) -> dict[str, Any]:

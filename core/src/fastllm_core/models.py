@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .adapters import Adapter
     from .device import Device
+    from .origin import Origin
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 
@@ -64,6 +65,8 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     dtype: torch.dtype
+    origin: Origin | None = None
+    """The files that its weights were read from, if they were read here."""
 
     @cached_property
     def config(self) -> Any:

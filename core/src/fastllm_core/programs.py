@@ -21,12 +21,13 @@ from typing import Any, Final
 import platformdirs
 from filelock import FileLock, Timeout
 
+from .digests import Digests
 from .errors import ConfigError
 
 Key = Mapping[str, Any]
 """Everything that a program depends on, as JSON values."""
 
-PROGRAM, RECORD, LOCK, PART = ".pt2", ".json", ".lock", ".part-"
+PROGRAM, RECORD, LOCK, PART = ".so", ".json", ".lock", ".part-"
 STALE_SECONDS: Final = 3600.0
 """An unfinished build this old was abandoned."""
 WAIT_SECONDS: Final = 1800.0
@@ -59,6 +60,7 @@ class ProgramFolder:
         """folder: where; None is the user's cache folder.  limit_bytes: above this, the longest unused ones go."""
         self.folder = programs_folder() if folder is None else folder
         self.limit_bytes = limit_bytes
+        self.digests = Digests(self.folder)
 
     def find(self, key: Key) -> Program | None:
         """The program that was compiled from exactly this, unharmed, or None. Taking it counts as using it."""
@@ -114,7 +116,7 @@ class ProgramFolder:
         for program in gone:
             _remove(program.path)
         if self.folder.is_dir():
-            for path in self.folder.glob(f"*{LOCK}"):
+            for path in (*self.folder.glob(f"*{LOCK}"), self.digests.path):
                 path.unlink(missing_ok=True)
         return len(gone), sum(program.bytes for program in gone)
 
@@ -151,7 +153,12 @@ class ProgramFolder:
         with TemporaryDirectory(dir=self.folder, prefix=PART, ignore_cleanup_errors=True) as part:
             fresh = Path(part) / f"{digest}{PROGRAM}"
             facts = build(fresh)
-            record = {"key": dict(key), "facts": dict(facts), "sha256": _sha256(fresh), "bytes": fresh.stat().st_size}
+            record = {
+                "key": dict(key),
+                "facts": dict(facts),
+                "sha256": self.digests.of_file(fresh),
+                "bytes": fresh.stat().st_size,
+            }
             note = fresh.with_suffix(RECORD)
             note.write_text(_text(record), encoding="utf-8")
             for path in (fresh, note):
@@ -178,7 +185,7 @@ class ProgramFolder:
         if self.refusal():
             return False
         try:
-            return program.path.stat().st_size == program.bytes and _sha256(program.path) == program.sha256
+            return program.path.stat().st_size == program.bytes and self.digests.of_file(program.path) == program.sha256
         except OSError:
             return False
 
@@ -209,11 +216,6 @@ def digest_of(key: Key) -> str:
 
 def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, indent=1)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(program: Path) -> None:

@@ -23,6 +23,7 @@ from .device import DTYPES, Device, select_device
 from .errors import ModelError, UnsupportedModel
 from .memory import shortage
 from .models import LoadedModel
+from .origin import Origin
 from .spans import RECURRENT, REFUSED, layer_types
 from .wrappers import execution_device, quantization_refusal, unwrapped
 
@@ -65,7 +66,7 @@ def load(
         tokenizer = _tokenizer(source.location, **pinned)
     elif isinstance(tokenizer, str | Path):
         tokenizer = _tokenizer(str(tokenizer), trust_remote_code=trust_remote_code)
-    return LoadedModel(source.name, model, tokenizer, device.device, device.dtype)
+    return LoadedModel(source.name, model, tokenizer, device.device, device.dtype, Origin.of(source, model))
 
 
 def adopt(
