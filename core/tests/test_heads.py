@@ -18,7 +18,7 @@ from fastllm_core.models import load_model
 from fastllm_core.network import Network
 from fastllm_core.testing import tiny_model
 
-TARGET = TargetIdentity("some/model", "llama", 4, 32, 64, "0123456789abcdef")
+TARGET = TargetIdentity("some/model", "llama", 4, 32, 64, "0123456789abcdef", (0.5, -0.25))
 HEAD = Head("kangaroo", TARGET, {"exit_layer": 2}, {"a.weight": torch.arange(6.0).view(2, 3).T})
 
 
@@ -53,6 +53,35 @@ def test_the_identity_of_a_model_is_that_of_its_rounded_copy(dtype: torch.dtype)
     assert identity(tiny_model().to(dtype)).head == identity(tiny_model().bfloat16()).head
 
 
+def in_another_format(spread: float) -> tuple[TargetIdentity, TargetIdentity]:
+    """A float32 model with some tiny numbers, and it in float16, its output matrix changed by so large a share."""
+    model = tiny_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[::7] *= 1e-7  # below what float16 tells from zero
+        whole = identity(model)
+        model.lm_head.weight *= 1 + spread * torch.randn(model.lm_head.weight.shape)
+    return whole, identity(model.half())
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+def test_numbers_that_were_rounded_twice_are_those_of_the_same_model(saved: torch.dtype) -> None:
+    whole, half = in_another_format(spread=0.0)
+    if saved is torch.bfloat16:
+        whole = identity(tiny_model(tie_word_embeddings=False).to(saved))
+        half = identity(tiny_model(tie_word_embeddings=False).half())
+    assert whole.head != half.head, "the hash alone tells them apart: without a sample the head would be refused"
+    replace(HEAD, target=whole).check("kangaroo", half)
+    replace(HEAD, target=half).check("kangaroo", whole)
+    with pytest.raises(ModelError, match="the hash of the output matrix differs"):
+        replace(HEAD, target=replace(whole, sample=None)).check("kangaroo", half)
+
+
+def test_a_model_that_was_trained_further_is_another() -> None:
+    whole, half = in_another_format(spread=0.02)
+    with pytest.raises(ModelError, match="the hash of the output matrix differs"):
+        replace(HEAD, target=whole).check("kangaroo", half)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -63,8 +92,9 @@ def test_the_identity_of_a_model_is_that_of_its_rounded_copy(dtype: torch.dtype)
         (lambda folder: (folder / WEIGHTS).unlink(), "cannot be read"),
         (lambda folder: edit(folder, version=9), "is of version 9"),
         (lambda folder: edit(folder, target=None), "cannot be read"),
+        (lambda folder: edit(folder, target={"sample": ["a"]}), "cannot be read"),
     ],
-    ids=["no JSON", "another config", "a list", "torn weights", "no weights", "newer", "no target"],
+    ids=["no JSON", "another config", "a list", "torn weights", "no weights", "newer", "no target", "no numbers"],
 )
 def test_a_spoilt_folder_is_refused(tmp_path: Path, spoil: Any, said: str) -> None:
     HEAD.save(tmp_path)
