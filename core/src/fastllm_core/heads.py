@@ -60,9 +60,10 @@ class TargetIdentity:
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> TargetIdentity:
         """From JSON; what it does not know stays None."""
-        known = {each.name: value.get(each.name) for each in fields(cls)}
-        sample = known["sample"]
-        return cls(**{**known, "sample": None if sample is None else tuple(map(float, sample))})
+        known: dict[str, Any] = {each.name: value.get(each.name) for each in fields(cls)}
+        if known["sample"] is not None:
+            known["sample"] = tuple(map(float, known["sample"]))
+        return cls(**known)
 
     def mismatch(self, other: TargetIdentity) -> str | None:
         """What tells another model from this one, in words; None if nothing does. A name proves nothing."""
