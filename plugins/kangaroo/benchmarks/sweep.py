@@ -20,6 +20,7 @@ from fastllm_core import Head, Network, load_head, load_model
 from fastllm_plugin_kangaroo.adapter import AdapterShape, output_matrix
 
 HEAD = (
+    "adapter",
     "exit",
     "mode",
     "eta",
@@ -38,6 +39,8 @@ THRESHOLDS = (0.0, 0.2, 0.4, 0.6, 0.8)
 class Point:
     """One adapter with one threshold, as it was measured. Ratios are times plain decoding."""
 
+    name: str
+    """As it was given."""
     shape: AdapterShape
     threshold: float
     weight_cost: float
@@ -113,16 +116,17 @@ def bench(arguments: argparse.Namespace, adapters: Sequence[str], output: Path) 
 
 
 def points(arguments: argparse.Namespace, adapters: Sequence[str], output: Path) -> list[Point]:
-    """Every adapter with every threshold."""
+    """Every adapter with every threshold. adapters: those for this model, in the order of what was given."""
     arms = bench(arguments, adapters, output)
     network = Network(load_model(arguments.model))
     found = []
-    for name in adapters:
+    for given, name in zip(arguments.adapters, adapters, strict=True):
         head = load_head(name)
         shape = AdapterShape.read(head.settings, head.source)
         cost = weight_cost(network, shape, head)
         found += [
-            Point(shape, eta, cost, arms[f"kangaroo:adapter={name}:threshold={eta}"]) for eta in arguments.thresholds
+            Point(Path(given).name, shape, eta, cost, arms[f"kangaroo:adapter={name}:threshold={eta}"])
+            for eta in arguments.thresholds
         ]
     return found
 
@@ -138,8 +142,14 @@ def table(found: Sequence[Point]) -> Iterator[str]:
             f"**{value:.2f}**" if value == most else f"{value:.2f}"
             for value, most in zip((point.by_weights, point.by_time, point.measured), best, strict=True)
         ]
-        cells = [str(point.shape.exit_layer), point.shape.mode, f"{point.threshold:g}", f"{point.tokens_per_round:.2f}"]
-        cells += [f"{point.drafted:.2f}", f"{point.weight_cost:.2f}", speeds[0], f"{point.arm['cost']['ratio']:.2f}"]
+        cells = [point.name, str(point.shape.exit_layer), point.shape.mode, f"{point.threshold:g}"]
+        cells += [
+            f"{point.tokens_per_round:.2f}",
+            f"{point.drafted:.2f}",
+            f"{point.weight_cost:.2f}",
+            speeds[0],
+            f"{point.arm['cost']['ratio']:.2f}",
+        ]
         yield "| " + " | ".join([*cells, speeds[1], f"{speeds[2]} ({speed['low']:.2f}..{speed['high']:.2f})"]) + " |"
 
 
