@@ -98,8 +98,9 @@ def grown(sources: Sequence[str], model: str, folder: Path) -> Iterator[str]:
 
     for index, source in enumerate(sources):
         small, large = folder / f"small-{index}", folder / f"large-{index}"
-        load_head(source).save(small)
-        build(small, GROWN[model], large)
+        if not large.exists():
+            load_head(source).save(small)
+            build(small, GROWN[model], large)
         yield str(large)
 
 
@@ -164,12 +165,12 @@ def main() -> None:
     parser.add_argument("--forward", default="eager")
     parser.add_argument("--limit", type=int, default=4, help="questions")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="keep the benchmark's report in this folder")
+    parser.add_argument("--output", type=Path, help="keep the benchmark in this folder, and go on from what is there")
     arguments = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        names = arguments.adapters
-        adapters = [*grown(names, arguments.model, Path(folder))] if arguments.grow else names
-        found = points(arguments, adapters, arguments.output or Path(folder) / "bench")
+    with TemporaryDirectory() as passing:
+        folder, names = arguments.output or Path(passing), arguments.adapters
+        adapters = [*grown(names, arguments.model, folder / "heads")] if arguments.grow else names
+        found = points(arguments, adapters, folder / "bench")
     print("\n".join(table(found)))
 
 
