@@ -18,7 +18,7 @@ from fastllm_core.models import load_model
 from fastllm_core.network import Network
 from fastllm_core.testing import tiny_model
 
-TARGET = TargetIdentity("some/model", "llama", 4, 32, 64, "0123456789abcdef")
+TARGET = TargetIdentity("some/model", "llama", 4, 32, 64, "0123456789abcdef", (0.5, -0.25))
 HEAD = Head("kangaroo", TARGET, {"exit_layer": 2}, {"a.weight": torch.arange(6.0).view(2, 3).T})
 
 
@@ -53,6 +53,35 @@ def test_the_identity_of_a_model_is_that_of_its_rounded_copy(dtype: torch.dtype)
     assert identity(tiny_model().to(dtype)).head == identity(tiny_model().bfloat16()).head
 
 
+def in_another_format(spread: float) -> tuple[TargetIdentity, TargetIdentity]:
+    """A float32 model with some tiny numbers, and it in float16, its output matrix changed by so large a share."""
+    model = tiny_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[::7] *= 1e-7  # below what float16 tells from zero
+        whole = identity(model)
+        model.lm_head.weight *= 1 + spread * torch.randn(model.lm_head.weight.shape)
+    return whole, identity(model.half())
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+def test_numbers_that_were_rounded_twice_are_those_of_the_same_model(saved: torch.dtype) -> None:
+    whole, half = in_another_format(spread=0.0)
+    if saved is torch.bfloat16:
+        whole = identity(tiny_model(tie_word_embeddings=False).bfloat16())
+        half = identity(tiny_model(tie_word_embeddings=False).half())
+    assert whole.head != half.head, "the hash alone tells them apart: without a sample the head would be refused"
+    replace(HEAD, target=whole).check("kangaroo", half)
+    replace(HEAD, target=half).check("kangaroo", whole)
+    with pytest.raises(ModelError, match="the hash of the output matrix differs"):
+        replace(HEAD, target=replace(whole, sample=None)).check("kangaroo", half)
+
+
+def test_a_model_that_was_trained_further_is_another() -> None:
+    whole, half = in_another_format(spread=0.02)
+    with pytest.raises(ModelError, match="the hash of the output matrix differs"):
+        replace(HEAD, target=whole).check("kangaroo", half)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -63,8 +92,9 @@ def test_the_identity_of_a_model_is_that_of_its_rounded_copy(dtype: torch.dtype)
         (lambda folder: (folder / WEIGHTS).unlink(), "cannot be read"),
         (lambda folder: edit(folder, version=9), "is of version 9"),
         (lambda folder: edit(folder, target=None), "cannot be read"),
+        (lambda folder: edit(folder, target={"sample": ["a"]}), "cannot be read"),
     ],
-    ids=["no JSON", "another config", "a list", "torn weights", "no weights", "newer", "no target"],
+    ids=["no JSON", "another config", "a list", "torn weights", "no weights", "newer", "no target", "no numbers"],
 )
 def test_a_spoilt_folder_is_refused(tmp_path: Path, spoil: Any, said: str) -> None:
     HEAD.save(tmp_path)
@@ -83,17 +113,33 @@ def test_an_unknown_name_is_refused() -> None:
         load_head("no-such-head")
 
 
-def test_a_head_on_the_hub_is_read_from_the_asked_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    HEAD.save(tmp_path)
-    asked: list[tuple[str, str, str | None]] = []
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, as its own client keeps it, with two revisions of a head, and no network."""
+    folder = tmp_path / "models--owner--head"
+    for revision, exit_layer in (("main", 2), ("v2", 3)):
+        commit = str(exit_layer) * 40
+        replace(HEAD, settings={"exit_layer": exit_layer}).save(folder / "snapshots" / commit)
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / revision).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return folder
 
-    def download(repository: str, file: str, revision: str | None = None) -> str:
-        asked.append((repository, file, revision))
-        return str(tmp_path / file)
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert load_head("owner/head", "v2").settings == HEAD.settings
-    assert asked == [("owner/head", CONFIG, "v2"), ("owner/head", WEIGHTS, "v2")]
+def test_a_head_on_the_hub_is_read_from_the_asked_revision(hub: Path) -> None:
+    for revision, exit_layer in ((None, 2), ("v2", 3), ("3" * 40, 3)):
+        head = load_head("owner/head", revision)
+        assert head.settings == {"exit_layer": exit_layer}
+        assert torch.equal(head.weights["a.weight"], HEAD.weights["a.weight"])
+    assert head.source == "head 'owner/head'"
+
+
+def test_a_head_that_the_hub_does_not_give_is_named(hub: Path) -> None:
+    (hub / "snapshots" / ("3" * 40) / WEIGHTS).unlink()
+    for name, revision in (("owner/other", None), ("owner/head", "v9"), ("owner/head", "v2")):
+        with pytest.raises(ModelError, match=f"head '{name}' cannot be read from the hub"):
+            load_head(name, revision)
 
 
 def test_a_model_without_an_output_matrix_in_memory_has_no_hash() -> None:

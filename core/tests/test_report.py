@@ -152,6 +152,10 @@ def test_counting_and_figures() -> None:
         "seconds: prefill 5.00, verify 3.00, rest 1.00"
     )
     assert json.loads(json.dumps(report.to_dict()))["accepted_at"] == [1, 1, 0]
+    assert (report.verified_rows, report.resumed_rows, report.resumed_share) == (6, 0, 0)
+    report.count([1, 1], 0, 1, resumed=True)
+    assert (report.verified_rows, report.resumed_rows, report.resumed_share) == (9, 3, 3 / 9)
+    assert "; 33% of verified rows resumed behind the first layers; " in report.summary()
 
 
 def test_what_is_lossy_is_called_so() -> None:
@@ -164,6 +168,7 @@ def test_what_is_lossy_is_called_so() -> None:
 def test_an_empty_report_divides_by_nothing() -> None:
     report = RunReport()
     assert (report.tokens_per_s, report.tokens_per_round, report.outside_forwards) == (0, 0, 0)
+    assert report.resumed_share == 0
     assert report.summary() == "0 tokens in 0.00 s (0 tokens/s)"
 
 

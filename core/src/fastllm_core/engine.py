@@ -227,7 +227,8 @@ class Engine:
         levels = nodes_by_level(draft, [line[0] for line in packed])
         committed = [line[2 : line[1] + 3] for line in packed]
         events = self._commit(batch, draft, scores, verdict, levels, committed)
-        self._count(batch, levels, committed, [line[2 + verdict.tokens.shape[1] :] for line in packed], events)
+        near = [line[2 + verdict.tokens.shape[1] :] for line in packed]
+        self._count(batch, levels, committed, near, events, resumed=scores.resumed)
         self._learn(batch, levels, committed, before)
         for event in events:
             if event.finish_reason:
@@ -308,6 +309,8 @@ class Engine:
         committed: list[list[int]],
         ties: list[list[int]],
         events: list[Event],
+        *,
+        resumed: bool,
     ) -> None:
         """Add the round to every row's report and to the engine's."""
         self.report.rounds += 1
@@ -318,7 +321,7 @@ class Engine:
             at = [first + index for index, near in enumerate(close[: len(event.tokens)]) if near]
             row.report.near_ties_at += at
             for report in (row.report, self.report):
-                report.count(drafted, len(tokens) - 1, len(event.tokens), near_ties=len(at))
+                report.count(drafted, len(tokens) - 1, len(event.tokens), near_ties=len(at), resumed=resumed)
 
     def _learn(
         self, batch: Batch, levels: list[list[int]], committed: list[list[int]], before: dict[str, float]

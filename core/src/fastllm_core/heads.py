@@ -26,6 +26,11 @@ CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 ROWS: Final = 512
 """Rows of the output matrix that are hashed, evenly spaced: reading all of a large one takes longer than loading."""
+SAMPLE: Final = 32
+"""Of their numbers, so many are kept as they are."""
+RELATIVE: Final = 2.0**-7
+ABSOLUTE: Final = 2.0**-24
+"""How far one number moves at most, rounded to bfloat16 by way of another format, and where float16 begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +44,34 @@ class TargetIdentity:
     hidden_size: int | None = None
     vocab_size: int | None = None
     head: str | None = None
-    """A hash of the output matrix in bfloat16: the same for whatever number format the model was loaded in."""
+    """A hash of the output matrix in bfloat16: the same for most number formats that the model may be loaded in."""
+    sample: tuple[float, ...] | None = None
+    """A few numbers of that matrix. Where hashes differ they tell whether it is another model, or numbers were rounded
+    twice: a float32 checkpoint that is loaded in float16 has another hash."""
 
     @classmethod
     def of(cls, network: Network) -> TargetIdentity:
         """That of a loaded model."""
         sizes = network.layers, network.hidden_size, network.vocab_size
-        return cls(network.loaded.name, network.loaded.config.model_type, *sizes, _digest(network))
+        rows = _sampled_rows(network)
+        told = (None, None) if rows is None else (_digest(rows), _sample(rows))
+        return cls(network.loaded.name, network.loaded.config.model_type, *sizes, *told)
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> TargetIdentity:
         """From JSON; what it does not know stays None."""
-        return cls(**{each.name: value.get(each.name) for each in fields(cls)})
+        known: dict[str, Any] = {each.name: value.get(each.name) for each in fields(cls)}
+        if known["sample"] is not None:
+            known["sample"] = tuple(map(float, known["sample"]))
+        return cls(**known)
 
     def mismatch(self, other: TargetIdentity) -> str | None:
         """What tells another model from this one, in words; None if nothing does. A name proves nothing."""
         for each in fields(self):
             mine, theirs = getattr(self, each.name), getattr(other, each.name)
-            if each.name == "model" or mine is None or theirs is None or mine == theirs:
+            if each.name in ("model", "sample") or mine is None or theirs is None or mine == theirs:
+                continue
+            if each.name == "head" and _rounded_alike(self.sample, other.sample):
                 continue
             other_weights = "other weights (the hash of the output matrix differs)"
             what = other_weights if each.name == "head" else f"{theirs}, not {mine}"
@@ -158,17 +173,34 @@ def _folder(name: str, revision: str | None) -> Path:
     return files[0].parent
 
 
-def _digest(network: Network) -> str | None:
-    """Of a sample of the output matrix; None if it has none that can be read (quantised, not in memory)."""
-    import torch
-
+def _sampled_rows(network: Network) -> Tensor | None:
+    """float[ROWS, H] of the output matrix, on the CPU; None if it cannot be read (quantised, not in memory)."""
     found: Any = network.model.get_output_embeddings()  # type: ignore[operator]
-    weight = getattr(found, "weight", None)
+    weight: Tensor | None = getattr(found, "weight", None)
     if weight is None or weight.is_meta or not weight.dtype.is_floating_point:
         return None
     step = max(1, weight.shape[0] // ROWS)
-    rows = weight.detach()[::step][:ROWS].to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
-    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+    return weight.detach()[::step][:ROWS].cpu()
+
+
+def _digest(rows: Tensor) -> str:
+    import torch
+
+    data = rows.to(torch.bfloat16).contiguous().view(torch.uint8)
+    return hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16]
+
+
+def _sample(rows: Tensor) -> tuple[float, ...]:
+    """Numbers from all over some rows, as they are."""
+    flat = rows.flatten()
+    return tuple(flat[[index * (len(flat) - 1) // (SAMPLE - 1) for index in range(SAMPLE)]].float().tolist())
+
+
+def _rounded_alike(mine: tuple[float, ...] | None, theirs: tuple[float, ...] | None) -> bool:
+    """Whether two samples are the same numbers in two formats; False if one is not known."""
+    if mine is None or theirs is None or len(mine) != len(theirs):
+        return False
+    return all(abs(a - b) <= RELATIVE * max(abs(a), abs(b)) + ABSOLUTE for a, b in zip(mine, theirs, strict=True))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -110,6 +110,8 @@ class Scores:
     """float[B, E, V]"""
     best: Best | None = None
     """`logits` read greedily, if the verifier has done it."""
+    resumed: bool = False
+    """Whether the forward began where drafting had left the target (`Draft.resume`), for the report."""
 
     @property
     def likely(self) -> Tensor:

@@ -31,6 +31,10 @@ class RunReport:
     """Tokens drafted at each position of a draft (for a tree: at each level)."""
     accepted_at: list[int] = field(default_factory=list)
     """Of these, tokens that were accepted."""
+    verified_rows: int = 0
+    """Rows that verification needed: a root for every round, and every drafted token."""
+    resumed_rows: int = 0
+    """Of these, rows whose first layers drafting had run already: verification went on behind them."""
     near_ties: int = 0
     """Greedy tokens that won by no more than rounding: where another method, or another machine, may rightly differ."""
     near_ties_at: list[int] = field(default_factory=list)
@@ -65,18 +69,29 @@ class RunReport:
         return self.tokens / self.rounds if self.rounds else 0.0
 
     @property
+    def resumed_share(self) -> float:
+        """How many of the rows that verification needed had been read by the first layers in drafting, 0..1."""
+        return self.resumed_rows / self.verified_rows if self.verified_rows else 0.0
+
+    @property
     def outside_forwards(self) -> float:
         """Share of the rounds' time that was spent outside model forwards, 0..1; the prefill is not counted."""
         rounds = sum(seconds for phase, seconds in self.time.items() if phase != "prefill")
         inside = sum(seconds for phase, seconds in self.forward_time.items() if phase != "prefill")
         return 1.0 - inside / rounds if rounds else 0.0
 
-    def count(self, drafted_at: Sequence[int], accepted: int, committed: int, *, near_ties: int = 0) -> None:
+    def count(
+        self, drafted_at: Sequence[int], accepted: int, committed: int, *, near_ties: int = 0, resumed: bool = False
+    ) -> None:
         """Add a row's share of a round.
 
         drafted_at: tokens drafted at each position.  accepted: tokens that the rule kept, one to a position.
         committed: tokens that were added to the text, fewer where it ends.  near_ties: of these.
+        resumed: whether verification went on where drafting had left the target.
         """
+        rows = 1 + sum(drafted_at)
+        self.verified_rows += rows
+        self.resumed_rows += rows if resumed else 0
         self.tokens += committed
         self.near_ties += near_ties
         missing = [0] * (len(drafted_at) - len(self.drafted_at))
@@ -99,6 +114,9 @@ class RunReport:
             "accepted": self.accepted,
             "drafted_at": list(self.drafted_at),
             "accepted_at": list(self.accepted_at),
+            "verified_rows": self.verified_rows,
+            "resumed_rows": self.resumed_rows,
+            "resumed_share": self.resumed_share,
             "near_ties": self.near_ties,
             "near_ties_at": list(self.near_ties_at),
             "time": dict(self.time),
@@ -114,6 +132,8 @@ class RunReport:
         if self.drafted:
             parts.append(f"{self.tokens_per_round:.2f} tokens/round")
             parts.append(f"{self.accepted} of {self.drafted} drafted tokens accepted")
+        if self.resumed_rows:
+            parts.append(f"{self.resumed_share:.0%} of verified rows resumed behind the first layers")
         if self.controller:
             parts.append("controller: " + ", ".join(f"{name} {value:.2f}" for name, value in self.controller.items()))
         if self.near_ties:

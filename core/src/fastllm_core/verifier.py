@@ -63,7 +63,7 @@ class TargetVerifier:
             best = Best(best.tokens[:, :width], best.close[:, :width])
         elif batch.sampling.greedy:
             best = best_of(logits, self.network.dtype)
-        return Scores(logits, hidden, extra_logits, best)
+        return Scores(logits, hidden, extra_logits, best, resumed=draft.resume is not None)
 
     def padded(self, width: int) -> int:
         """The smallest of the fixed widths that holds `width` rows; a wider draft (a large tree) keeps its own."""

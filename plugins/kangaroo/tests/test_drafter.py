@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastllm_core
-from fastllm_core import Batch, ConfigError, Draft, Head, ModelError, Pipeline, Scores, Verdict
+from fastllm_core import Batch, ConfigError, Draft, Head, ModelError, Network, Pipeline, Scores, Verdict
 from fastllm_core.testing import tiny_model, tiny_tokenizer
 from fastllm_core.testing.checks.cache import AnyVerdict, CacheWatch
 from fastllm_plugin_kangaroo.adapter import Mode, random_head
@@ -150,6 +150,49 @@ def test_rows_that_draft_now_and_then_keep_their_caches(adapter: str, exact: boo
         caught_up = [cache.lengths for cache in pipeline.engine.parts.drafter_caches]
     assert watching.rounds > 60
     assert caught_up
+
+
+class LayerCount:
+    """Counts the rows that rounds put through the target's first layer, where the forwards happen."""
+
+    def __init__(self, network: Network) -> None:
+        self.alone = self.whole = 0
+        self.runner, network.runner = network.runner, self
+        self.layers = network.layers
+
+    def forward(self, passage: Any, inputs: Any, cache: Any) -> Any:
+        if passage.start == 0 and not passage.last_logits_only:  # prompts are read for the cache alone
+            rows = inputs.positions.numel()
+            self.whole += rows if passage.stop == self.layers else 0
+            self.alone += rows if passage.stop < self.layers else 0
+        return self.runner.forward(passage, inputs, cache)
+
+    def advance(self, *arguments: Any) -> Any:
+        raise AssertionError("kangaroo drafts row by row")
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one text", "several"])
+def test_what_is_resumed_is_counted(adapter: str, prompts: list[list[int]], exact: bool) -> None:
+    """The report's share, against the rows that were seen to go through the first layer."""
+    seen = Watch()
+    with load(adapter, config={"exact": exact}) as pipeline:
+        parts = replace(pipeline.engine.parts, controller=Moody(3), observers=(seen,))
+        pipeline.engine.parts = parts
+        counted = LayerCount(parts.network)
+        texts = pipeline.generate(prompts, max_new_tokens=NEW)
+        report = pipeline.engine.report
+    needed = sum(len(lengths) + int(draft.lengths.sum()) for lengths, draft, _, _ in seen.rounds)
+    drafting = sum(len(lengths) + int(draft.lengths.sum()) for lengths, draft, _, _ in seen.rounds if draft.resume)
+    assert report.verified_rows == needed == sum(text.report.verified_rows for text in texts)
+    assert report.resumed_rows == sum(text.report.resumed_rows for text in texts)
+    assert 0 < drafting < needed, "rounds of both kinds are wanted"
+    assert counted.alone >= drafting
+    if exact:
+        assert report.resumed_rows == 0, "everything was read again"
+    else:
+        assert report.resumed_rows == drafting
+        assert counted.whole == needed - drafting, "rows were read again, or not counted"
 
 
 def test_long_plain_phases_are_read_in_pieces(adapter: str) -> None:

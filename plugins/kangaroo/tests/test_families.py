@@ -28,10 +28,13 @@ def splittable() -> list[str]:
     return [name for name, told in found.items() if told["columns"] and not told["columns"]["split"]]
 
 
-def check(name: str, folder: Path) -> None:
-    """Raise UnsupportedModel where the port is refused, AssertionError where something differs."""
+def check(name: str, folder: Path, *, exact: bool = False) -> None:
+    """Several texts of unlike lengths, and one alone, in both modes of the adapter.
+
+    Raise UnsupportedModel where the port is refused, ConfigError where `exact` is, AssertionError if something differs.
+    """
     model = family(name).model()
-    config: dict[str, Any] = {"draft.controller": "fixed", "draft.length": 3, "forward": "eager"}
+    config: dict[str, Any] = {"draft.controller": "fixed", "draft.length": 3, "forward": "eager", "exact": exact}
     with fastllm_core.load(model, "plain", config=config, dtype="float32") as pipeline:
         plain = [text.token_ids for text in pipeline.generate(PROMPTS, max_new_tokens=NEW)]
         layers = pipeline.engine.parts.network.layers
@@ -44,8 +47,11 @@ def check(name: str, folder: Path) -> None:
             watch.pipeline = pipeline  # type: ignore[assignment]
             pipeline.engine.parts = replace(pipeline.engine.parts, observers=(watch,))
             texts = pipeline.generate(PROMPTS, max_new_tokens=NEW)
-        assert [text.token_ids for text in texts] == plain, f"{name}, exit {exit_layer}: another text"
-        assert texts[0].report.drafted, f"{name}: nothing was drafted"
+            alone = pipeline.generate(PROMPTS[0], max_new_tokens=NEW)
+        where = f"{name}, exit {exit_layer}, {mode}"
+        assert [text.token_ids for text in texts] == plain, f"{where}: another text"
+        assert alone.token_ids == plain[0], f"{where}: another text alone"
+        assert all(text.report.drafted for text in (*texts, alone)), f"{where}: nothing was drafted"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -59,6 +65,13 @@ def test_a_family_drafts_behind_its_first_layers(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", sorted({*splittable()} - {*SOME, *NARROWED}))
 def test_every_family_that_can_be_split_drafts(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted({*splittable()} - {*NARROWED}))
+def test_every_family_drafts_bit_for_bit(name: str, tmp_path: Path) -> None:
+    check(name, tmp_path, exact=True)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fastllm_core
-from fastllm_core import Lesson, Network, chain, load_model
+from fastllm_core import Batch, Draft, Lesson, Network, Scores, Verdict, chain, load_model
 from fastllm_core.testing import tiny_model, tiny_tokenizer
 from fastllm_plugin_kangaroo.adapter import Mode, random_head
 from fastllm_plugin_kangaroo.trainer import KangarooRecipe, KangarooTrainer
@@ -71,6 +72,47 @@ def test_the_adapter_in_training_is_the_adapter_in_generation(target: Any, mode:
         inputs = chain(hidden[..., 0], torch.tensor([0]), 64, hidden=hidden)
         given = drafter.adapter.forward(inputs, drafter.cache.layers(slice(0, 1), 64), skip_mlp=drafter._skipped)
     assert torch.allclose(given.logits[0], wanted, atol=1e-4)
+
+
+class Rounds:
+    """Every round: how long each row was and what it held, and the draft."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[list[int]], Draft]] = []
+
+    def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
+        committed = [[*row.tokens[:length]] for row, length in zip(batch.rows, batch.lengths, strict=True)]
+        self.seen.append((committed, draft))
+
+
+@pytest.mark.parametrize("mode", ["attention", "layer"])
+def test_drafting_meets_the_features_of_training_and_says_what_training_said(
+    target: Any, mode: Mode, tmp_path: Path
+) -> None:
+    """In rounds as they come, several texts side by side: not only what the adapter is, but all that it is fed."""
+    trainer, rounds = trainer_of(target, mode), Rounds()
+    trainer.head().save(tmp_path)
+    given: dict[str, Any] = {"adapter": str(tmp_path), "threshold": 0.0}
+    settings = {"forward": "eager", "draft.controller": "fixed", "draft.length": 3}
+    with fastllm_core.load(
+        target, "kangaroo", tokenizer=tiny_tokenizer(), config=settings, dtype="float32", **given
+    ) as pipeline:
+        pipeline.engine.parts = replace(pipeline.engine.parts, observers=(rounds,))
+        pipeline.generate([TEXTS[0], TEXTS[1], [4]], max_new_tokens=16, temperature=1.0, seed=1)
+    compared = 0
+    for committed, draft in rounds.seen:
+        for row, tokens in enumerate(committed):
+            if draft.resume is None:
+                continue
+            assert draft.probs is not None
+            count, first = int(draft.lengths[row]), len(tokens) - 1
+            lesson = lesson_of(target, [*tokens, *draft.tokens[row, :count].tolist()])
+            features = lesson.hidden[EXIT][0, first : first + count + 1]
+            assert torch.allclose(draft.resume.hidden[row, : count + 1], features, atol=1e-4)
+            wanted = said(trainer, lesson)[0, first : first + count].softmax(-1)
+            assert torch.allclose(draft.probs[row, :count].float(), wanted, atol=1e-4)
+            compared += count
+    assert compared > 60
 
 
 def test_documents_of_a_row_are_read_apart(target: Any) -> None:

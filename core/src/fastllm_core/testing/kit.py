@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from .checks import cache, conduct, law, package, text
-from .subject import Subject
+from .subject import Subject, SubjectOptions
 
 Function = Callable[[Subject], None]
 
@@ -94,7 +94,7 @@ class Check:
 class LazySubject:
     """The subject of a pytest module: found when the first test asks, so that collecting imports nothing."""
 
-    def __init__(self, name: str, options: Mapping[str, Any] | None) -> None:
+    def __init__(self, name: str, options: SubjectOptions | None) -> None:
         """name, options: as for `Subject`."""
         self.name, self.options = name, options
 
@@ -126,11 +126,11 @@ def checks() -> list[Check]:
 
 
 def run(
-    name: str, options: Mapping[str, Any] | None = None, expected_failures: Mapping[str, str] | None = None
+    name: str, options: SubjectOptions | None = None, expected_failures: Mapping[str, str] | None = None
 ) -> Iterator[Result]:
     """Check an installed plugin, yielding each result as it comes.
 
-    options: for the plugin; by default what its `conformance_options` says.
+    options: for the plugin, or a function that makes them for a target; by default its `conformance_options`.
     expected_failures: reasons by name of check; a check that passes nevertheless is not ok.
     """
     expected = dict(expected_failures or {})
@@ -144,7 +144,7 @@ def run(
 
 
 def conformance(
-    name: str, *, options: Mapping[str, Any] | None = None, expected_failures: Mapping[str, str] | None = None
+    name: str, *, options: SubjectOptions | None = None, expected_failures: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., None]], Any]:
     """Make a pytest function of (check, plugin) run once for each check.
 

@@ -75,6 +75,10 @@ class Toy:
     make: Callable[[Context], Drafter]
 
 
+SubjectOptions = Mapping[str, Any] | Callable[[TinyTarget], Mapping[str, Any]]
+"""A plugin's options, or what makes them for a target."""
+
+
 class Subject:
     """An installed plugin and the options to check it with.
 
@@ -82,8 +86,11 @@ class Subject:
     method that returns what its defaults cannot know: `{"draft_model": target.relative()}`.
     """
 
-    def __init__(self, name: str, options: Mapping[str, Any] | None = None) -> None:
-        """name: as in the configuration. Raises PluginNotFound, PluginLoadError or PluginContractError."""
+    def __init__(self, name: str, options: SubjectOptions | None = None) -> None:
+        """name: as in the configuration.  options: in place of what the class says.
+
+        Raises PluginNotFound, PluginLoadError or PluginContractError.
+        """
         self.installed, value = discovery.load(name, *SELECTABLE)
         self.cls = plugin_class(self.installed, value)
         self.name = name
@@ -121,10 +128,8 @@ class Subject:
 
     def options(self, target: TinyTarget) -> dict[str, Any]:
         """The plugin's options for a target."""
-        if self.given is not None:
-            return dict(self.given)
-        made = getattr(self.cls, "conformance_options", None)
-        return dict(made(target)) if made is not None else {}
+        made = getattr(self.cls, "conformance_options", {}) if self.given is None else self.given
+        return dict(made(target) if callable(made) else made)
 
     def pipeline(
         self,

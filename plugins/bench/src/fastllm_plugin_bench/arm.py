@@ -58,6 +58,10 @@ class JobRun:
     """Seconds by phase (prefill, draft, verify, accept, rest), where the arm can tell."""
     forward_time: Mapping[str, float] = field(default_factory=dict)
     """Of these, seconds inside model forwards."""
+    verified_rows: int = 0
+    """Rows that verification needed, where the arm can tell."""
+    resumed_rows: int = 0
+    """Of these, rows whose first layers drafting had run already."""
 
 
 class Arm(Protocol):

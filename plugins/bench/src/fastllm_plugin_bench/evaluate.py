@@ -123,6 +123,7 @@ class _Arm:
             time=_sum_time([job.run.time for job in self.jobs.values() if job.run]),
             forward_time=_sum_time([job.run.forward_time for job in self.jobs.values() if job.run]),
             against=self._against(),
+            resumed=_resumed(self.jobs),
             cost=cost,
             predicted=None if cost is None else cost.predicted,
             memory=self._memory(),
@@ -227,6 +228,12 @@ class _Arm:
 def _rounds(jobs: Mapping[Where, Measured]) -> Rounds | None:
     runs = [job.run for job in jobs.values() if job.run is not None and job.run.rounds and job.run.time]
     return Rounds.of(sum(run.rounds or 0 for run in runs), _sum_time([run.time for run in runs]))
+
+
+def _resumed(jobs: Mapping[Where, Measured]) -> float | None:
+    runs = [job.run for job in jobs.values() if job.run is not None]
+    resumed = sum(run.resumed_rows for run in runs)
+    return resumed / sum(run.verified_rows for run in runs) if resumed else None
 
 
 def _sum_time(times: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -40,7 +40,9 @@ class Ours:
     def run(self, job: Job) -> JobRun:
         """Drive the engine, noting each event."""
         engine = self.pipeline.engine
-        before, split, inside = engine.report.rounds, dict(engine.report.time), dict(engine.report.forward_time)
+        report: RunReport = engine.report
+        before, split, inside = report.rounds, dict(report.time), dict(report.forward_time)
+        verified, resumed = report.verified_rows, report.resumed_rows
         requests = [
             Request(prompt, job.max_new_tokens, job.sampling, job.seed + index, job.eos)
             for index, prompt in enumerate(job.prompts)
@@ -62,13 +64,14 @@ class Ours:
                 engine.cancel(row_id)
         synchronize(self.pipeline.device.device)
         seconds = time.perf_counter() - start
-        after: RunReport = engine.report
         return JobRun(
             list(rows.values()),
             seconds,
-            after.rounds - before,
-            {phase: after.time[phase] - split.get(phase, 0.0) for phase in after.time},
-            {phase: after.forward_time[phase] - inside.get(phase, 0.0) for phase in after.forward_time},
+            report.rounds - before,
+            {phase: report.time[phase] - split.get(phase, 0.0) for phase in report.time},
+            {phase: report.forward_time[phase] - inside.get(phase, 0.0) for phase in report.forward_time},
+            report.verified_rows - verified,
+            report.resumed_rows - resumed,
         )
 
     def describe(self) -> Mapping[str, Any]:

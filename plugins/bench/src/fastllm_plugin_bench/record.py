@@ -96,6 +96,8 @@ def to_json(measured: Measured) -> dict[str, Any]:
             "rounds": run.rounds,
             "time": dict(run.time),
             "forward_time": dict(run.forward_time),
+            "verified_rows": run.verified_rows,
+            "resumed_rows": run.resumed_rows,
             "rows": [
                 {
                     "near_ties_at": row.near_ties_at,
@@ -113,7 +115,8 @@ def from_json(value: Mapping[str, Any]) -> Measured:
     run = None
     if told is not None:
         rows = [RowRun(list(_steps(row["steps"])), tuple(row["near_ties_at"])) for row in told["rows"]]
-        run = JobRun(rows, told["seconds"], told["rounds"], told["time"], told["forward_time"])
+        resumed = told.get("verified_rows", 0), told.get("resumed_rows", 0)
+        run = JobRun(rows, told["seconds"], told["rounds"], told["time"], told["forward_time"], *resumed)
     plain = {name: item for name, item in value.items() if name not in ("run", "questions", "prompt_tokens")}
     return Measured(**plain, questions=tuple(value["questions"]), prompt_tokens=tuple(value["prompt_tokens"]), run=run)
 

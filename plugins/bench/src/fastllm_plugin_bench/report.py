@@ -60,6 +60,8 @@ class ArmReport:
     forward_time: dict[str, float] = field(default_factory=dict)
     against: dict[str, Ratio] = field(default_factory=dict)
     """A method of fastllm: times the speed of each peer, after the prompt."""
+    resumed: float | None = None
+    """Share of the rows that verification needed whose first layers drafting had run; None where it never does."""
     cost: Cost | None = None
     predicted: float | None = None
     memory: int = 0

@@ -88,6 +88,8 @@ def explanation(arm: Mapping[str, Any]) -> list[str]:
             f"the cost model expects {arm['predicted']:.2f}x if verifying cost 1, measured {times(speed['ratio'])}"
         )
         lines.append(f"rounds: {split(arm)}; accepted by position: {kept}")
+    if arm.get("resumed") is not None:
+        lines.append(f"{arm['resumed']:.0%} of verified rows resumed behind the first layers, which drafting had run")
     whole = f"; with it {times(speed['whole_ratio'])}" if speed["whole_ratio"] else ""
     lines.append(f"prompt {speed['prompt_s'] * 1e3:.0f} ms a job{whole}; memory {megabytes(arm['memory'])}")
     if arm["against"]:

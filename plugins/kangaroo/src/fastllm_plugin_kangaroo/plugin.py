@@ -48,13 +48,13 @@ class Kangaroo:
 
     @staticmethod
     def conformance_options(target: TinyTarget) -> dict[str, object]:
-        """A random adapter behind the first layer."""
+        """A random adapter behind the first layer, whose drafts are as long as may be."""
         from .adapter import random_head
 
         folder = target.folder / "kangaroo"
         if not folder.exists():
             random_head(target.model, exit_layer=1, mode="attention").save(folder)
-        return {"adapter": str(folder)}
+        return {"adapter": str(folder), "threshold": 0.0}
 
     @hookimpl
     def fastllm_check(self, config: Config) -> Sequence[str]:
