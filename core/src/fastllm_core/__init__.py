@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .hookspecs import API_VERSION, hookimpl
     from .journal import Journal
     from .layout import ancestors, chain, tree
+    from .logprobs import TokenLogprob
     from .lessons import Converter, Judgement, Lesson, Trainer, converter, trainer, visible
     from .models import LoadedModel, RegisteredModel, load_model, registered_model, verify_same_vocabulary
     from .network import Advance, Inputs, Network, Outputs, advanced
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
         Verdict,
         Verifier,
     )
-    from .randomness import Purpose
+    from .randomness import Purpose, sample_seed
     from .report import RunReport
     from .request import Request, SamplingParams
     from .rows import Event
@@ -104,6 +105,7 @@ _PUBLIC = {
     "journal": ("Journal",),
     "layout": ("ancestors", "chain", "tree"),
     "lessons": ("Converter", "Judgement", "Lesson", "Trainer", "converter", "trainer", "visible"),
+    "logprobs": ("TokenLogprob",),
     "models": ("LoadedModel", "RegisteredModel", "load_model", "registered_model", "verify_same_vocabulary"),
     "network": ("Advance", "Inputs", "Network", "Outputs", "advanced"),
     "options": ("Options",),
@@ -123,7 +125,7 @@ _PUBLIC = {
         "Verdict",
         "Verifier",
     ),
-    "randomness": ("Purpose",),
+    "randomness": ("Purpose", "sample_seed"),
     "report": ("RunReport",),
     "request": ("Request", "SamplingParams"),
     "rows": ("Event",),

@@ -15,22 +15,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from . import logprobs
 from .batch import Batch
 from .clock import Clock
 from .controllers import Controller, Round
 from .errors import ContextLengthError, RequestError
-from .prefill import read
+from .prefill import read, read_and_score
 from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verdict, Verifier
-from .randomness import fresh_seed
+from .randomness import fresh_seed, sample_seed
 from .report import RunReport, nodes_by_level
 from .request import Request
-from .rows import Event, LiveRow, ending
-from .sampling import Sampling
+from .rows import Event, LiveRow, SharedPrompt, ending
+from .sampling import Sampling, truncated
 from .slots import Slots
 from .ties import best_of, of_committed
 from .transcript import Transcript
@@ -110,15 +111,22 @@ class Engine:
 
         Raises ContextLengthError if prompt and new tokens do not fit, before any work is done.
         """
+        return self.add_samples(request, 1)[0]
+
+    def add_samples(self, request: Request, count: int) -> list[int]:
+        """Queue several rows of one prompt, which is read once as long as one of them is there to copy from.
+
+        The first has the request's seed, so it is what `add` would give, and the others each another (`sample_seed`).
+        Returns their ids. Raises as `add` does.
+        """
+        if count < 1:
+            raise RequestError(f"n must be at least 1, not {count}")
         self.check(request)
-        self._ids += 1
         seed = fresh_seed() if request.seed is None else request.seed
-        row = LiveRow(self._ids, request, list(request.prompt), seed, report=RunReport(lossy=self.parts.lossy))
-        if request.stop:
-            assert self.parts.tokenizer is not None
-            row.transcript = Transcript(self.parts.tokenizer, request.prompt, request.stop)
-        self._waiting.append(row)
-        return row.id
+        shared = SharedPrompt(unread=count) if count > 1 else None
+        rows = [self._new_row(request, sample_seed(seed, index), shared) for index in range(count)]
+        self._waiting += rows
+        return [row.id for row in rows]
 
     def holds(self, row_id: int) -> bool:
         """Whether a row is live or waiting."""
@@ -175,6 +183,15 @@ class Engine:
                 f"context of {limit}: {hint}"
             )
 
+    def _new_row(self, request: Request, seed: int, shared: SharedPrompt | None) -> LiveRow:
+        self._ids += 1
+        report = RunReport(lossy=self.parts.lossy)
+        row = LiveRow(self._ids, request, list(request.prompt), seed, report=report, shared=shared)
+        if request.stop:
+            assert self.parts.tokenizer is not None
+            row.transcript = Transcript(self.parts.tokenizer, request.prompt, request.stop)
+        return row
+
     def _admit(self) -> None:
         """Give waiting rows the next free slots."""
         while self._waiting and len(self._slots.rows) < self.max_rows:
@@ -190,6 +207,9 @@ class Engine:
         """Read prompts, first come first served; at most two chunks a step, so that running rows never wait long."""
         budget = 2 * self.prefill_chunk
         for row in [row for row in self._slots.rows if not row.ready]:
+            source = self._slots.sibling(row)
+            if source is not None:
+                self._guarded([row], lambda row=row, source=source: self._copy_prompt(source, row))  # type: ignore[misc]
             while not row.ready and budget > 0:
                 budget -= self._guarded([row], lambda row=row: self._prefill_chunk(row))  # type: ignore[misc]
 
@@ -200,11 +220,36 @@ class Engine:
         stop = min(start + self.prefill_chunk, row.prompt_length - 1)
         with parts.clock.phase("prefill"):
             wanted = drafter.hidden_layers if drafter else ()
-            hidden = read(parts.network, parts.cache, row.slot, row.tokens[start:stop], start, hidden_layers=wanted)
+            where = (parts.network, parts.cache, row.slot, row.tokens[start:stop], start)
+            if row.request.prompt_logprobs is None:
+                hidden = read(*where, hidden_layers=wanted)
+            else:
+                hidden, logits = read_and_score(*where, hidden_layers=wanted)
+                foreseen = row.tokens[start + 1 : stop + 1]
+                row.prompt_logprobs += logprobs.of_prompt(logits, foreseen, row.request.prompt_logprobs)
             if drafter and row.request.speculate:
                 drafter.prefill(row, start, stop, hidden)
         row.prefilled = stop
+        if row.shared is not None:
+            row.shared.keep(start, stop, hidden, last=row.ready)
         return stop - start
+
+    def _copy_prompt(self, source: LiveRow, row: LiveRow) -> None:
+        """Begin with the rows of the target's cache, and of the drafter's, that another row of the prompt has."""
+        drafter, parts = self.parts.drafter, self.parts
+        assert row.shared is not None
+        length = row.prompt_length - 1
+        with parts.clock.phase("prefill"):
+            parts.cache.copy(source.slot, row.slot, length)
+            if drafter and row.request.speculate:
+                if drafter.copy(source, row):
+                    for cache in parts.drafter_caches:
+                        cache.copy(source.slot, row.slot, min(length, cache.lengths[source.slot]))
+                else:
+                    for start, stop, hidden in row.shared.hidden:
+                        drafter.prefill(row, start, stop, hidden)
+        row.prefilled, row.prompt_logprobs = length, source.prompt_logprobs
+        row.shared.got()
 
     # -- a round ---------------------------------------------------------------------------------------------------
 
@@ -227,6 +272,7 @@ class Engine:
         levels = nodes_by_level(draft, [line[0] for line in packed])
         committed = [line[2 : line[1] + 3] for line in packed]
         events = self._commit(batch, draft, scores, verdict, levels, committed)
+        events = self._with_logprobs(batch, scores, verdict, events)
         self._count(batch, levels, committed, [line[2 + verdict.tokens.shape[1] :] for line in packed], events)
         self._learn(batch, levels, committed, before)
         for event in events:
@@ -300,6 +346,30 @@ class Engine:
         if batch.sampling.mixed:
             close = close & (batch.sampling.temperature == 0)[:, None]
         return close if draft.parents is None else of_committed(close, verdict)  # a chain's path is its rows
+
+    def _with_logprobs(self, batch: Batch, scores: Scores, verdict: Verdict, events: list[Event]) -> list[Event]:
+        """The events, and in those of rows that asked how likely their tokens were."""
+        requests = [row.request for row in batch.rows]
+        asked = [b for b, request in enumerate(requests) if request.logprobs is not None]
+        kept = [b for b, request in enumerate(requests) if request.keep_logits]
+        told = list(events)
+        if asked or kept:
+            logits = logprobs.behind(scores.logits, verdict).float()
+            for b in kept:
+                told[b] = replace(told[b], logits=logits[b, : len(told[b].tokens)].clone())
+        if asked:
+            raw = torch.tensor([request.logprobs_mode == "raw" for request in requests], device=logits.device)
+            if any(requests[b].logprobs_mode == "processed" for b in asked):
+                logits = torch.where(raw[:, None, None], logits, truncated(logits, batch.sampling))
+            said = logits[asked].log_softmax(-1)
+            top = [requests[b].logprobs or 0 for b in asked]
+            for b, line in zip(asked, logprobs.of_tokens(said, verdict.tokens[asked], top), strict=True):
+                told[b] = replace(told[b], logprobs=tuple(line[: len(told[b].tokens)]))
+        for b, row in enumerate(batch.rows):
+            if requests[b].prompt_logprobs is not None and batch.lengths[b] == row.prompt_length:
+                assert isinstance(row, LiveRow)
+                told[b] = replace(told[b], prompt_logprobs=tuple(row.prompt_logprobs))
+        return told
 
     def _count(
         self,

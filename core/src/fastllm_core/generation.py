@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from .logprobs import TokenLogprob
 from .report import RunReport
+from .request import LogprobsMode
 
 
 class Settings(TypedDict, total=False):
@@ -28,6 +30,14 @@ class Settings(TypedDict, total=False):
     """Go on past the tokens that end a text."""
     speculate: bool
     """False decodes this prompt plainly."""
+    logprobs: int | None
+    """How likely each generated token was, and this many of the most likely ones in its place."""
+    prompt_logprobs: int | None
+    """The same of the prompt's tokens."""
+    logprobs_mode: LogprobsMode | None
+    """"raw" (the model's own distribution, the default) or "processed" (the one that was drawn from)."""
+    n: int | None
+    """Samples of the prompt, which is read once; the answer is then a list. The first is the one that `seed` gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,10 @@ class Generation:
     """"eos", "stop" (a stop string) or "length"."""
     prompt_token_ids: tuple[int, ...]
     report: RunReport
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """How likely each of `token_ids` was, if `logprobs` was asked for."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    """How likely each of `prompt_token_ids` was, if `prompt_logprobs` was asked for; the first is None."""
 
     def difference(self, other: Generation) -> Difference | None:
         """Where this and another greedy continuation of the same prompt part; None if they are the same."""
@@ -64,12 +78,17 @@ class Generation:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {
+        answer: dict[str, Any] = {
             "text": self.text,
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
             "report": self.report.to_dict(),
         }
+        if self.logprobs is not None:
+            answer["logprobs"] = [token.to_dict() for token in self.logprobs]
+        if self.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = [token and token.to_dict() for token in self.prompt_logprobs]
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +104,5 @@ class Piece:
     """Tokens that were drafted in this round."""
     accepted: int = 0
     """Of these, tokens that were kept: the first ones of `token_ids`."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """How likely each of `token_ids` was, if `logprobs` was asked for."""

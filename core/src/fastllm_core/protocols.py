@@ -155,6 +155,14 @@ class Drafter(Protocol):
         """
         return
 
+    def copy(self, source: Row, row: Row) -> bool:
+        """A joining row has the prompt that `source` had: copy what is kept for it beside the rows of caches.
+
+        Returns whether that was done; the engine then copies the prompt's rows in the drafter's caches. If not, as by
+        default, `prefill` is called for the row as for any other.
+        """
+        return False
+
     def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """The round is decided and committed: `batch.lengths` still says where it began, `row.tokens` has grown."""
         return
@@ -226,6 +234,10 @@ class KVCache(Protocol):
 
     def move(self, source: int, target: int) -> None:
         """Row `source` becomes row `target`, whose contents are dropped."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Row `target` begins with the first `length` slots of row `source`, and has no more. Both are reserved."""
         ...
 
     def release(self, slot: int) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .batch import Row
 from .report import RunReport
 from .transcript import Transcript
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .logprobs import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,36 @@ class Event:
     """Tokens drafted in this step at each position of the draft (for a tree: at each level)."""
     accepted: int = 0
     """Drafted tokens that the rule kept: the first ones of `tokens`, which may end among them."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """How likely each of `tokens` was, if the request asks."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    """How likely each token of the prompt was, with the row's first event, if the request asks; None for the first."""
+    logits: Tensor | None = None
+    """float[len(tokens), V]: the model's logits behind each of `tokens`, if the request keeps them."""
+
+
+@dataclass(slots=True, eq=False)
+class SharedPrompt:
+    """A prompt that several rows begin with: one of them reads it, the others copy."""
+
+    unread: int
+    """Rows that have it not yet."""
+    hidden: list[tuple[int, int, Mapping[int, Tensor]]] = field(default_factory=list)
+    """What the drafter was given of each piece (`Drafter.prefill`), while there are such rows."""
+
+    def keep(self, start: int, stop: int, hidden: Mapping[int, Tensor], *, last: bool) -> None:
+        """A row has read a piece, perhaps the last."""
+        if start == 0:  # a row that read before it has left in the middle
+            self.hidden.clear()
+        self.hidden.append((start, stop, hidden))
+        if last:
+            self.got()
+
+    def got(self) -> None:
+        """One row more has the whole prompt."""
+        self.unread -= 1
+        if self.unread == 0:
+            self.hidden.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +71,10 @@ class LiveRow(Row):
     report: RunReport = field(default_factory=RunReport)
     transcript: Transcript | None = None
     """Its text, if stop strings must be found in it."""
+    shared: SharedPrompt | None = None
+    """The prompt, if several rows have the same one."""
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
+    """What was said about the prompt's tokens so far, if the request asks; nothing about the first."""
     prefilled: int = 0
     """Prompt tokens that the target has read; all but the last make the row ready, since that one is the first root."""
     joined: float = 0.0
