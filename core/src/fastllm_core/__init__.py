@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .config import Config, load_config
     from .config_text import to_toml
     from .context import Context
+    from .controls import Controls, LogitsProcessor, StoppingCriterion
     from .device import Device
     from .discovery import InstalledPlugin, installed
     from .engine import Engine
@@ -80,6 +81,7 @@ _PUBLIC = {
     "config": ("Config", "load_config"),
     "config_text": ("to_toml",),
     "context": ("Context",),
+    "controls": ("Controls", "LogitsProcessor", "StoppingCriterion"),
     "device": ("Device",),
     "discovery": ("InstalledPlugin", "installed"),
     "engine": ("Engine",),

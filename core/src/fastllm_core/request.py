@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .controls import Controls, StoppingCriterion
 from .errors import RequestError
 
 
@@ -47,6 +48,12 @@ class Request:
     """Strings that end the text, which is cut before them."""
     speculate: bool = True
     """False: this row decodes plainly, even beside rows that speculate."""
+    controls: Controls = field(default_factory=Controls)
+    """What is done to the logits before temperature and truncation."""
+    stopping_criteria: tuple[StoppingCriterion, ...] = ()
+    """Asked after every token of the text, in order; the token at which one says yes is kept."""
+    controller: str | None = None
+    """Who chooses this row's draft lengths, if not the engine's own controller: a name as for `draft.controller`."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be decoded."""
@@ -56,3 +63,6 @@ class Request:
             raise RequestError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if any(not text for text in self.stop):
             raise RequestError("stop: an empty string would stop everywhere; leave it out")
+        for criterion in self.stopping_criteria:
+            if not callable(criterion):
+                raise RequestError(f"stopping_criteria: a {type(criterion).__name__} cannot be called")
