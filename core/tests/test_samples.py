@@ -164,7 +164,7 @@ def test_a_drafter_may_copy_instead() -> None:
 def test_prompt_logprobs_are_shared() -> None:
     one = engine()
     request = replace(REQUEST, prompt_logprobs=1)
-    rows = {row: () for row in one.add_samples(request, 3)}
+    rows = dict.fromkeys(one.add_samples(request, 3), ())
     while not one.idle:
         for event in one.step():
             rows[event.row] = rows[event.row] or event.prompt_logprobs  # type: ignore[assignment]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .config import Config, load_config
     from .config_text import to_toml
     from .context import Context
+    from .controls import Controls, LogitsProcessor, StoppingCriterion
     from .device import Device
     from .discovery import InstalledPlugin, installed
     from .engine import Engine
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     from .hookspecs import API_VERSION, hookimpl
     from .journal import Journal
     from .layout import ancestors, chain, tree
-    from .logprobs import TokenLogprob
     from .lessons import Converter, Judgement, Lesson, Trainer, converter, trainer, visible
+    from .logprobs import TokenLogprob
     from .models import LoadedModel, RegisteredModel, load_model, registered_model, verify_same_vocabulary
     from .network import Advance, Inputs, Network, Outputs, advanced
     from .options import Options
@@ -81,6 +82,7 @@ _PUBLIC = {
     "config": ("Config", "load_config"),
     "config_text": ("to_toml",),
     "context": ("Context",),
+    "controls": ("Controls", "LogitsProcessor", "StoppingCriterion"),
     "device": ("Device",),
     "discovery": ("InstalledPlugin", "installed"),
     "engine": ("Engine",),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from .controls import LogitsProcessor, StoppingCriterion
 from .logprobs import TokenLogprob
 from .report import RunReport
 from .request import LogprobsMode
@@ -28,6 +29,21 @@ class Settings(TypedDict, total=False):
     """Strings at which the text ends, without them."""
     ignore_eos: bool
     """Go on past the tokens that end a text."""
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    no_repeat_ngram_size: int | None
+    min_new_tokens: int | None
+    """As in `Controls`."""
+    bad_words: Sequence[str | Sequence[int]] | None
+    """What is never written: tokens, or a text, whose tokens at the start of a text and behind a space are meant."""
+    logit_bias: Mapping[int | tuple[int, ...], float] | None
+    """Added to the logits of tokens, by id; by several ids, to the last one behind the others."""
+    processors: Sequence[LogitsProcessor] | Callable[[tuple[int, ...]], Sequence[LogitsProcessor]] | None
+    """Logits processors, or a function that makes those of a prompt (its token ids): several prompts cannot share one
+    that keeps a state."""
+    stopping_criteria: Sequence[StoppingCriterion] | Callable[[tuple[int, ...]], Sequence[StoppingCriterion]] | None
+    """Stopping criteria, or a function that makes those of a prompt."""
     speculate: bool
     """False decodes this prompt plainly."""
     logprobs: int | None
@@ -38,6 +54,8 @@ class Settings(TypedDict, total=False):
     """"raw" (the model's own distribution, the default) or "processed" (the one that was drawn from)."""
     n: int | None
     """Samples of the prompt, which is read once; the answer is then a list. The first is the one that `seed` gives."""
+    controller: str | None
+    """Who chooses the draft lengths for this prompt, as `draft.controller` does for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +77,7 @@ class Generation:
     token_ids: tuple[int, ...]
     """Generated tokens, up to and including the one that ended the text."""
     finish_reason: str
-    """"eos", "stop" (a stop string) or "length"."""
+    """"eos", "stop" (a stop string), "criterion" (a stopping criterion) or "length"."""
     prompt_token_ids: tuple[int, ...]
     report: RunReport
     logprobs: tuple[TokenLogprob, ...] | None = None

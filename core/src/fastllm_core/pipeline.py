@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
+from .asking import controls_of, made_for
 from .assembly import assemble
 from .backend import Backend, make_backend
 from .compose import Selection, select
@@ -113,17 +114,21 @@ class Pipeline:
         chosen: dict[str, Any] = {**defaults, **asked}
         stop = chosen.get("stop", ())
         seed = chosen.get("seed")
+        eos_token_ids = frozenset() if chosen.get("ignore_eos") else self.target.eos_token_ids
         return Request(
             prompt=tuple(ids),
             max_new_tokens=chosen.get("max_new_tokens", self._default_new_tokens(len(ids))),
             sampling=self._sampling(chosen),
             seed=None if seed is None else seed + index,
-            eos_token_ids=frozenset() if chosen.get("ignore_eos") else self.target.eos_token_ids,
+            eos_token_ids=eos_token_ids,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             speculate=chosen.get("speculate", True),
             logprobs=chosen.get("logprobs"),
             prompt_logprobs=chosen.get("prompt_logprobs"),
             logprobs_mode=chosen.get("logprobs_mode", "raw"),
+            controls=controls_of(chosen, self.target, tuple(ids)),
+            stopping_criteria=made_for(chosen.get("stopping_criteria", ()), tuple(ids)),
+            controller=chosen.get("controller"),
         )
 
     def close(self) -> None:

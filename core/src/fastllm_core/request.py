@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from .controls import Controls, StoppingCriterion
 from .errors import RequestError
 
 LogprobsMode = Literal["raw", "processed"]
@@ -60,6 +61,12 @@ class Request:
     control (a greedy row: after all but the choice itself)."""
     keep_logits: bool = False
     """Hand out the model's logits behind every generated token (`Event.logits`)."""
+    controls: Controls = field(default_factory=Controls)
+    """What is done to the logits before temperature and truncation."""
+    stopping_criteria: tuple[StoppingCriterion, ...] = ()
+    """Asked after every token of the text, in order; the token at which one says yes is kept."""
+    controller: str | None = None
+    """Who chooses this row's draft lengths, if not the engine's own controller: a name as for `draft.controller`."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be decoded."""
@@ -75,3 +82,6 @@ class Request:
                 raise RequestError(f"{name} must be 0 (the token alone) or a number of alternatives, not {wanted}")
         if self.logprobs_mode not in get_args(LogprobsMode):
             raise RequestError(f'logprobs_mode must be "raw" or "processed", not {self.logprobs_mode!r}')
+        for criterion in self.stopping_criteria:
+            if not callable(criterion):
+                raise RequestError(f"stopping_criteria: a {type(criterion).__name__} cannot be called")

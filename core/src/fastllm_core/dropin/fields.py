@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from transformers import GenerationConfig
 
 from ..errors import RequestError
 
 HONOURED: Final = frozenset(
-    "max_length max_new_tokens min_length min_new_tokens max_time stop_strings "
-    "do_sample temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff "
-    "repetition_penalty encoder_repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
-    "renormalize_logits forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty "
-    "suppress_tokens begin_suppress_tokens sequence_bias token_healing guidance_scale watermarking_config "
-    "num_return_sequences output_scores output_logits return_dict_in_generate "
-    "pad_token_id bos_token_id eos_token_id".split()
+    [
+        "max_length",
+        "max_new_tokens",
+        "min_length",
+        "min_new_tokens",
+        "max_time",
+        "stop_strings",
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "top_h",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "repetition_penalty",
+        "encoder_repetition_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "renormalize_logits",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "sequence_bias",
+        "token_healing",
+        "guidance_scale",
+        "watermarking_config",
+        "num_return_sequences",
+        "output_scores",
+        "output_logits",
+        "return_dict_in_generate",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+    ]
 )
 """Translated, or made into processors and criteria by transformers, which are then called as it calls them."""
 
