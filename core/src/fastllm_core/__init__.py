@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .controls import Controls, LogitsProcessor, StoppingCriterion
     from .device import Device
     from .discovery import InstalledPlugin, installed
+    from .dropin.callee import CustomGenerate, custom_generate
     from .engine import Engine
     from .errors import (
         ConfigError,
@@ -85,6 +86,7 @@ _PUBLIC = {
     "controls": ("Controls", "LogitsProcessor", "StoppingCriterion"),
     "device": ("Device",),
     "discovery": ("InstalledPlugin", "installed"),
+    "dropin.callee": ("CustomGenerate", "custom_generate"),
     "engine": ("Engine",),
     "errors": (
         "ConfigError",

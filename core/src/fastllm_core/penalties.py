@@ -128,7 +128,9 @@ def _ends(paths: Paths, tails: Tensor, length: int) -> Tensor:
     return texts.gather(2, first[:, :, None] + torch.arange(length, device=device))
 
 
-def _penalise(logits: Tensor, paths: Paths, requests: Sequence[Request], histories: Sequence[History | None]) -> None:
+def _penalise(
+    logits: Tensor, paths: Paths, requests: Sequence[Request], histories: Sequence[History | None]
+) -> None:
     """Repetition, frequency and presence penalties."""
     wanted = [
         (index, history, request.controls)

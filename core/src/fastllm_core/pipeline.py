@@ -103,6 +103,20 @@ class Pipeline:
         self._check(request)
         return self._stream(request)
 
+    def events(self, requests: Sequence[Request], samples: int = 1) -> Iterator[tuple[int, Event]]:
+        """Decode requests side by side: what each round did, by row; so many rows for each request, one after another.
+
+        Raises as `generate` does, before any work. Closing the iterator early frees the rows.
+        """
+        with self._rows(requests, samples) as ids:
+            live = dict(enumerate(ids))
+            while live:
+                for index, row in list(live.items()):
+                    event = self._next(row)
+                    if event.finish_reason is not None:
+                        del live[index]
+                    yield index, event
+
     def request(self, prompt: Prompt, *, index: int = 0, **settings: Unpack[Settings]) -> Request:
         """The engine's request for a prompt: settings, then the configuration's, then the model's own defaults."""
         ids = encode(prompt, self.target)

@@ -1,4 +1,4 @@
-"""Transformers' list of stopping criteria as fastllm's own limits, as far as these say the same, and the rest by row."""
+"""Transformers' list of stopping criteria as fastllm's own limits, where these say the same, and the rest by row."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from ..errors import RequestError
 
 HONOURED: Final = frozenset(
-    [
+    {
         "max_length",
         "max_new_tokens",
         "min_length",
@@ -49,7 +49,7 @@ HONOURED: Final = frozenset(
         "pad_token_id",
         "bos_token_id",
         "eos_token_id",
-    ]
+    }
 )
 """Translated, or made into processors and criteria by transformers, which are then called as it calls them."""
 

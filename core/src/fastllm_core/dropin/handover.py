@@ -1,8 +1,8 @@
 """What `generate` was given and does not hand on to a callable: the streamer, the tokenizer, an assistant.
 
-`GenerationMixin.generate` (transformers 5.5 to 5.24 at least) takes them out of its arguments, then overwrites them with
-those that the callable's signature lists and that are still among the arguments, which they are no more. So a streamer
-would see the prompt and nothing else, stop strings would be refused for want of the tokenizer that was passed, and an
+`GenerationMixin.generate` (seen in transformers 5.24) takes them out of its arguments, then overwrites them with those
+that the callable's signature lists and that are still among the arguments, which they are no more. So a streamer would
+see the prompt and nothing else, stop strings would be refused for want of the tokenizer that was passed, and an
 assistant would be ignored without a word. The signature is read in between; then they are put back.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 PREPARING: Final = "_extract_generation_mode_kwargs"
@@ -21,9 +22,11 @@ TAKEN: Final = "generation_mode_kwargs"
 class Handover:
     """The `__signature__` of a callable with parameters `tokenizer` and `handed_over`."""
 
-    def __init__(self, signature: inspect.Signature) -> None:
-        """signature: what the callable takes."""
-        self.signature = signature
+    def __init__(self, call: Callable[..., Any]) -> None:
+        """call: the callable's `__call__`."""
+        signature = inspect.signature(call)
+        _, *parameters = signature.parameters.values()  # without self
+        self.signature = signature.replace(parameters=parameters)
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
         """The signature; if `generate` is asking, its arguments are put back first."""

@@ -7,7 +7,7 @@ batch is cut to the row, and a row's padding is put back before it looks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,19 +73,77 @@ class Padded:
         return self.inner(torch.cat([padding, input_ids], dim=1), scores)
 
 
-def split(processors: Sequence[Processor], *, sample: bool) -> tuple[SamplingParams, list[Processor]]:
-    """The sampling settings that the list ends with, and the processors before them.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a list of processors becomes."""
 
-    sample: whether a token is drawn; else the most likely one is taken.
+    sampling: SamplingParams
+    """What it ends with."""
+    controls: Mapping[str, Any]
+    """What it begins with, as arguments of `Controls`."""
+    rest: tuple[Processor, ...]
+    """What is between, in order: to be called by row."""
+
+
+def plan(
+    processors: Sequence[Processor], *, sample: bool, padding: Sequence[int], length: int, eos: frozenset[int]
+) -> Plan:
+    """Read a list as far as possible as fastllm's own settings, whose order is the list's.
+
+    sample: whether a token is drawn; else the most likely one is taken.  padding: of each row of the batch.
+    length: of the batch's prompts, padding counted.  eos: tokens that end a text.
     """
     rest = list(processors)
-    if not sample:
-        return SamplingParams(), rest
-    settings: dict[str, Any] = {"temperature": 1.0}
-    for kind, name in reversed(WARPERS):
+    settings: dict[str, Any] = {"temperature": 1.0} if sample else {}
+    for kind, name in reversed(WARPERS if sample else ()):
         if rest and type(rest[-1]) is kind and _usual(rest[-1]):
             settings[name] = getattr(rest.pop(), name)
-    return SamplingParams(**settings), rest
+    controls: dict[str, Any] = {}
+    for kind, read in CONTROLS:
+        found = read(rest[0], padding, length, eos) if rest and type(rest[0]) is kind else None
+        if found is not None:
+            name, value = found
+            controls[name] = max(controls.get(name, value), value) if name == "min_new_tokens" else value
+            del rest[0]
+    return Plan(SamplingParams(**settings), controls, tuple(rest))
+
+
+def _sequence_bias(processor: Any, padding: Sequence[int], *_: Any) -> tuple[str, Any] | None:
+    biases = processor.sequence_bias
+    if any(padding) and max(map(len, biases), default=0) > 1:
+        return None  # a sequence may begin in the padding
+    name = "bad_words" if type(processor) is hf.NoBadWordsLogitsProcessor else "sequence_bias"
+    entries = tuple((tuple(tokens), float(bias)) for tokens, bias in biases.items())
+    return (name, tuple(tokens for tokens, _ in entries)) if name == "bad_words" else (name, entries)
+
+
+def _repetition_penalty(processor: Any, padding: Sequence[int], *_: Any) -> tuple[str, Any] | None:
+    ignored = processor.prompt_ignore_length
+    told = [0] * len(padding) if ignored is None else ignored.tolist() if isinstance(ignored, torch.Tensor) else None
+    return ("repetition_penalty", processor.penalty) if told == list(padding) else None
+
+
+def _no_repeat(processor: Any, padding: Sequence[int], *_: Any) -> tuple[str, Any] | None:
+    return None if any(padding) else ("no_repeat_ngram_size", processor.ngram_size)
+
+
+def _min_length(processor: Any, _: Any, length: int, eos: frozenset[int]) -> tuple[str, Any] | None:
+    if set(torch.as_tensor(processor.eos_token_id).flatten().tolist()) != eos:
+        return None
+    if type(processor) is hf.MinLengthLogitsProcessor:
+        return "min_new_tokens", max(0, processor.min_length - length)
+    return ("min_new_tokens", processor.min_new_tokens) if processor.prompt_length_to_skip == length else None
+
+
+CONTROLS: Final[tuple[tuple[type, Callable[..., tuple[str, Any] | None]], ...]] = (
+    (hf.SequenceBiasLogitsProcessor, _sequence_bias),
+    (hf.RepetitionPenaltyLogitsProcessor, _repetition_penalty),
+    (hf.NoRepeatNGramLogitsProcessor, _no_repeat),
+    (hf.NoBadWordsLogitsProcessor, _sequence_bias),
+    (hf.MinLengthLogitsProcessor, _min_length),
+    (hf.MinNewTokensLengthLogitsProcessor, _min_length),
+)
+"""What `Controls` does itself, in its order, and the argument that it is; None where a processor says more."""
 
 
 def _usual(warper: Any) -> bool:
