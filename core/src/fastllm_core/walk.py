@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from .batch import Batch, Row
+from .batch import Row
 from .processors import process
 from .protocols import Draft, Verdict
 from .rows import ends
-from .sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .batch import Batch
     from .rows import LiveRow
 
 
@@ -91,9 +91,8 @@ def walk(
             scores = logits[b, walker.at][None]
             logits[b, walker.at] = process(row.request.controls.processors, history.ids(logits.device), scores)[0]
         children, level = _level(those, draft, walking, at)
-        here = tuple(walker.here() for walker in those)
-        sampling = Sampling.of([row.request.sampling for row in here], batch.device)
-        verdict = rule.follow(Batch(here, (1,) * len(here), batch.device, sampling), level, logits[walking, at])
+        later = batch.later(walking, tuple(walker.here() for walker in those))
+        verdict = rule.follow(later, level, logits[walking, at])
         kept = torch.cat([verdict.tokens[:, :1], verdict.path[:, :1]], 1).tolist()
         for walker, nodes, (token, *child) in zip(those, children, kept, strict=True):
             walker.step(token, nodes[child[0]] if child and child[0] >= 0 else None)
