@@ -100,34 +100,34 @@ def shifted(by: int) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda input_ids, scores: scores.roll(by, -1)
 
 
-@pytest.mark.parametrize(
-    ("make", "memory"),
-    [
-        (lambda: RepetitionPenaltyLogitsProcessor(1.2), Memory.PURE),
-        (lambda: SequenceBiasLogitsProcessor({(1,): 2.0}), Memory.PURE),
-        (lambda: StopStringCriteria(tiny_tokenizer(V), ["a"]), Memory.PURE),
-        (lambda: UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model()), Memory.STATEFUL),
-        (
-            lambda: SynthIDTextWatermarkLogitsProcessor(3, [1, 2], 64, 8, torch.device("cpu")),
-            Memory.STATEFUL,
-        ),
-        (Declared, Memory.PURE),
-        (Saving, Memory.SNAPSHOT),
-        (Parity, Memory.PURE),
-        (Alternating, Memory.SNAPSHOT),
-        (Lazy, Memory.SNAPSHOT),
-        (Rolling, Memory.STATEFUL),
-        (AfterSum, Memory.STATEFUL),
-        (Chance, Memory.STATEFUL),
-        (Failing, Memory.STATEFUL),
-        (counting, Memory.STATEFUL),
-        (lambda: shifted(2), Memory.PURE),
-        (lambda: partial(lambda _, ids, scores: scores, 1), Memory.STATEFUL),
-    ],
-)
-def test_what_is_remembered(make: Any, memory: Memory) -> None:
-    processor = make() if make is not AfterSum else AfterSum(100)
-    assert memory_of(processor, PROMPT, V) is memory
+KNOWN: dict[str, tuple[Callable[[], Any], Memory]] = {
+    "a penalty": (lambda: RepetitionPenaltyLogitsProcessor(1.2), Memory.PURE),
+    "biases": (lambda: SequenceBiasLogitsProcessor({(1,): 2.0}), Memory.PURE),
+    "stop strings": (lambda: StopStringCriteria(tiny_tokenizer(V), ["a"]), Memory.PURE),
+    "guidance": (lambda: UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model()), Memory.STATEFUL),
+    "SynthID": (
+        lambda: SynthIDTextWatermarkLogitsProcessor(3, [1, 2], 64, 8, torch.device("cpu")),
+        Memory.STATEFUL,
+    ),
+    "declared": (Declared, Memory.PURE),
+    "snapshot and restore": (Saving, Memory.SNAPSHOT),
+    "plain and constant": (Parity, Memory.PURE),
+    "plain and changing": (Alternating, Memory.SNAPSHOT),
+    "made once": (Lazy, Memory.SNAPSHOT),
+    "an object within": (Rolling, Memory.STATEFUL),
+    "a criterion": (lambda: AfterSum(100), Memory.STATEFUL),
+    "chance": (Chance, Memory.STATEFUL),
+    "raises": (Failing, Memory.STATEFUL),
+    "a function over a list": (counting, Memory.STATEFUL),
+    "a function over a number": (lambda: shifted(2), Memory.PURE),
+    "a partial": (lambda: partial(lambda _, ids, scores: scores, 1), Memory.STATEFUL),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_is_remembered(name: str) -> None:
+    make, memory = KNOWN[name]
+    assert memory_of(make(), PROMPT, V) is memory
 
 
 def test_a_trial_leaves_the_processor_alone() -> None:
@@ -187,6 +187,7 @@ def test_processors_of_transformers_become_settings() -> None:
         [NoRepeatNGramLogitsProcessor(3), RepetitionPenaltyLogitsProcessor(1.2, 2)],
         [NoRepeatNGramLogitsProcessor(3), MinNewTokensLengthLogitsProcessor(4, 4, [7])],
     ],
+    ids=["twice", "bias behind", "penalty behind", "two sizes", "behind another", "part of the prompt", "other ends"],
 )
 def test_what_would_be_another_order_or_another_meaning_stays_a_processor(processors: list[Any]) -> None:
     assert settings_of(*processors).processors == tuple(processors[1:])
@@ -236,7 +237,7 @@ def test_a_criterion_is_asked_once_for_every_token_in_order() -> None:
 
 
 @pytest.mark.parametrize("rule", ["typical", "lenient", "third party"])
-@pytest.mark.parametrize("make", [Parity, Alternating, Saving, Rolling, lambda: shifted(1)])
+@pytest.mark.parametrize("make", [Parity, Alternating, Saving, Rolling])
 def test_acceptors_that_want_all_logits_at_once(rule: str, make: Callable[[], Any]) -> None:
     """Where a state can be put back they get them; where not, *match* decides. Greedily all is plain decoding then."""
 
@@ -262,7 +263,7 @@ def test_acceptors_that_want_all_logits_at_once(rule: str, make: Callable[[], An
         assert getattr(second, "count", None) == getattr(first, "count", None)
 
 
-@pytest.mark.parametrize("answer", [None, torch.zeros(V), torch.zeros(2, V)])
+@pytest.mark.parametrize("answer", [None, torch.zeros(V), torch.zeros(2, V)], ids=["none", "a vector", "two rows"])
 def test_an_answer_that_is_no_scores_is_refused(answer: Any) -> None:
     def odd(input_ids: Tensor, scores: Tensor) -> Any:
         return answer
@@ -313,6 +314,7 @@ def test_a_live_row_keeps_its_processor() -> None:
         ({"sequence_bias": (((3,), float("inf")),)}, "logit_bias: a bias is a finite number, or -inf to forbid"),
         ({"processors": (3,)}, "processors: a int cannot be called"),
     ],
+    ids=lambda value: "" if isinstance(value, dict) else None,
 )
 def test_controls_that_mean_nothing(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
