@@ -77,6 +77,17 @@ class Controls:
         """The sequences of `sequence_bias`."""
         return tuple(tokens for tokens, _ in self.sequence_bias)
 
+    @property
+    def penalises(self) -> bool:
+        """Whether it matters which tokens have occurred."""
+        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+    @property
+    def neutral(self) -> bool:
+        """Nothing is changed, but by the caller's processors."""
+        named = (self.sequence_bias, self.no_repeat_ngram_size, self.bad_words, self.min_new_tokens)
+        return not self.penalises and not any(named)
+
     def largest_token(self) -> int:
         """The largest id that is named, -1 if none is."""
         named: Sequence[tuple[int, ...]] = (*self.biased, *self.bad_words)

@@ -27,7 +27,7 @@ class Settings(TypedDict, total=False):
     """The same seed gives the same text."""
     stop: str | Sequence[str] | None
     """Strings at which the text ends, without them."""
-    ignore_eos: bool
+    ignore_eos: bool | None
     """Go on past the tokens that end a text."""
     repetition_penalty: float | None
     presence_penalty: float | None
@@ -37,7 +37,7 @@ class Settings(TypedDict, total=False):
     """As in `Controls`."""
     bad_words: Sequence[str | Sequence[int]] | None
     """What is never written: tokens, or a text, whose tokens at the start of a text and behind a space are meant."""
-    logit_bias: Mapping[int | tuple[int, ...], float] | None
+    logit_bias: Mapping[int | str | tuple[int, ...], float] | None
     """Added to the logits of tokens, by id; by several ids, to the last one behind the others."""
     processors: Sequence[LogitsProcessor] | Callable[[tuple[int, ...]], Sequence[LogitsProcessor]] | None
     """Logits processors, or a function that makes those of a prompt (its token ids): several prompts cannot share one

@@ -21,6 +21,7 @@ from .device import Device, select_device
 from .errors import RequestError
 from .generation import Generation, Piece, Settings
 from .models import LoadedModel, load_model
+from .processors import refuse_sharing
 from .prompts import Prompt, encode, is_batch
 from .request import Request, SamplingParams
 from .rows import Event
@@ -124,7 +125,8 @@ class Pipeline:
             if name not in Settings.__annotations__:
                 raise RequestError(f"there is no setting '{name}'{did_you_mean(name, Settings.__annotations__)}")
         asked = {name: value for name, value in settings.items() if value is not None}
-        defaults = {name: value for name, value in self.config.sampling.model_dump().items() if value is not None}
+        dumped = self.config.sampling.model_dump()
+        defaults = {name: value for name, value in dumped.items() if value is not None and value != {}}
         chosen: dict[str, Any] = {**defaults, **asked}
         stop = chosen.get("stop", ())
         seed = chosen.get("seed")
@@ -230,6 +232,7 @@ class Pipeline:
         with self._lock:
             for request in requests:
                 self._check(request)
+            refuse_sharing(requests, self.target.vocab_size)
             rows = [row for request in requests for row in self.engine.add_samples(request, samples)]
             self._inbox.update((row, deque()) for row in rows)
         try:

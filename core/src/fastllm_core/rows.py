@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
 from .batch import Row
+from .history import History
+from .processors import Memory
 from .report import RunReport
 from .transcript import Transcript
 
@@ -25,7 +29,8 @@ class Event:
     tokens: tuple[int, ...]
     """Tokens committed in this step."""
     finish_reason: str | None = None
-    """None while the row goes on; "eos", "stop" (a stop string) or "length" when this was its last event."""
+    """None while the row goes on; "eos", "stop" (a stop string), "criterion" (a stopping criterion) or "length", when
+    this was its last event."""
     report: RunReport | None = None
     """The row's figures, with its last event."""
     drafted: tuple[int, ...] = ()
@@ -75,6 +80,12 @@ class LiveRow(Row):
     """The prompt, if several rows have the same one."""
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     """What was said about the prompt's tokens so far, if the request asks; nothing about the first."""
+    memories: tuple[Memory, ...] = ()
+    """What each of its processors remembers, where that matters."""
+    history: History | None = None
+    """Its tokens, if a control or a stopping criterion asks for them."""
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - it cannot change
+    """Where processors and stopping criteria find their tensors."""
     prefilled: int = 0
     """Prompt tokens that the target has read; all but the last make the row ready, since that one is the first root."""
     joined: float = 0.0
@@ -91,14 +102,28 @@ class LiveRow(Row):
         return self.request.max_new_tokens - (self.length - self.prompt_length)
 
 
+def ends(row: LiveRow, token: int, length: int) -> str | None:
+    """Whether and why the text ends with a token; each of its tokens must come by here once, in order.
+
+    length: tokens of prompt and text, with this one.
+    """
+    request, row_ends = row.request, False
+    if row.history is not None:
+        row.history.append(token)
+        for criterion in request.stopping_criteria:  # all are asked, as in transformers
+            row_ends |= bool(criterion(row.history.ids(row.device), None))
+    if token in request.eos_token_ids:
+        return "eos"
+    if row.transcript is not None and row.transcript.add(token):
+        return "stop"
+    if row_ends:
+        return "criterion"
+    return "length" if length - row.prompt_length >= request.max_new_tokens else None
+
+
 def ending(row: LiveRow, tokens: Sequence[int]) -> tuple[int, str | None]:
     """How many of a round's tokens the row keeps, judged one by one as plain decoding would, and why it ends there."""
-    request, produced = row.request, row.length - row.prompt_length
     for count, token in enumerate(tokens, start=1):
-        if token in request.eos_token_ids:
-            return count, "eos"
-        if row.transcript is not None and row.transcript.add(token):
-            return count, "stop"
-        if produced + count >= request.max_new_tokens:
-            return count, "length"
+        if reason := ends(row, token, row.length + count):
+            return count, reason
     return len(tokens), None

@@ -23,6 +23,7 @@ from .settings import (
     TrustRemoteCode,
     configure,
     examples,
+    pairs,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +64,20 @@ def generate(
     ] = None,
     prompt_logprobs: Annotated[int | None, typer.Option(min=0, help="The same of the prompt's tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the text before this string. Repeatable.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after an end-of-text token.")] = False,
+    ignore_eos: Annotated[bool | None, typer.Option("--ignore-eos", help="Go on after an end-of-text token.")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="No end-of-text token before so many tokens.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: what is there already becomes less likely.")
+    ] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="Off the logit of what was generated.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="The same, for every time.")] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(help="No sequence of so many tokens occurs twice; 0 allows all.")
+    ] = None,
+    bad_word: Annotated[list[str] | None, typer.Option(help="Never write this word. Repeatable.")] = None,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(metavar="ID=BIAS", help="Add to the logit of a token. Repeatable.")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are messages to a chat model.")] = False,
     system: Annotated[str | None, typer.Option(help="System message; implies --chat.")] = None,
     stream: Annotated[
@@ -103,6 +117,13 @@ def generate(
         "ignore_eos": ignore_eos,
         "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
+        "min_new_tokens": min_new_tokens,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "bad_words": bad_word or None,
+        "logit_bias": pairs("--logit-bias", logit_bias, "17=-2.5") or None,
     }
     inputs = [_messages(text, system) if chat or system is not None else text for text in texts]
     from ..pipeline import load  # torch enters here

@@ -137,20 +137,14 @@ class Call:
         self.model, self.rows, self.input_ids, self.config = model, rows, input_ids, config
         self.samples = config.num_return_sequences or 1
         self.ends = criteria.split(stopping_criteria)
-        self.plan = processors.plan(
-            logits_processor,
-            sample=bool(config.do_sample),
-            padding=[len(row.padding) for row in rows],
-            length=input_ids.shape[1],
-            eos=self.ends.eos_token_ids,
-        )
+        self.sampling, self.processors = processors.split(logits_processor, sample=bool(config.do_sample))
         self.seed = seed
         if seed is None and config.do_sample:
             self.seed = int(torch.randint(2**63 - 1, ()).item())
         self.dictionary = bool(config.return_dict_in_generate)
         self.scores = self.dictionary and bool(config.output_scores)
         self.keep_logits = self.scores or (self.dictionary and bool(config.output_logits))
-        self.processors = answer.unused(logits_processor) if self.scores else None
+        self.unused = answer.unused(logits_processor) if self.scores else None
         self.pad = self._pad()
 
     def _pad(self) -> int | None:
@@ -192,12 +186,12 @@ class Call:
         logits = None
         if self.keep_logits:
             logits = answer.by_step(self.model, self.rows, whole, texts, [torch.cat(parts) for parts in kept])
-        return answer.with_scores(self.config, whole, logits, self.processors)
+        return answer.with_scores(self.config, whole, logits, self.unused)
 
     def requests(self, pipeline: Pipeline) -> tuple[list[Request], int]:
         """The engine's requests, and how many rows each stands for."""
         made = [self._request(row, pipeline) for row in self.rows]
-        if self.plan.rest or self.ends.rest:  # which have a state of their own in every row
+        if self.processors or self.ends.rest:  # which have a state of their own in every row
             return made, 1
         return made[:: self.samples], self.samples
 
@@ -206,16 +200,16 @@ class Call:
         largest = max(row.prompt)
         if largest >= vocab_size or min(row.prompt) < 0:
             raise RequestError(f"input_ids: token id {largest} does not exist: the vocabulary has {vocab_size} entries")
-        rest = [processors.for_row(one, row, self.input_ids, self.samples, vocab_size) for one in self.plan.rest]
+        rest = [processors.for_row(one, row, self.input_ids, self.samples, vocab_size) for one in self.processors]
         ends = [criteria.for_row(one, row, self.input_ids, scores_kept=self.scores) for one in self.ends.rest]
         prompt, sample = divmod(row.index, self.samples)
         return Request(
             prompt=row.prompt,
             max_new_tokens=self._room(row, pipeline),
-            sampling=self.plan.sampling,
+            sampling=self.sampling,
             seed=None if self.seed is None else sample_seed(self.seed + prompt, sample),
             eos_token_ids=self.ends.eos_token_ids,
-            controls=Controls(**self.plan.controls, processors=tuple(rest)),
+            controls=Controls(processors=tuple(rest)),
             stopping_criteria=tuple(ends),
             keep_logits=self.keep_logits,
         )

@@ -11,6 +11,7 @@ from transformers import generation as hf
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from ..errors import RequestError
+from ..processors import Memory
 from .processors import Padded, copied
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def for_row(criterion: Criterion, row: PaddedRow, input_ids: Tensor, *, scores_k
         criterion = copied(criterion, "stopping_criteria")
     if scores_kept and not known:
         criterion = WithoutScores(criterion)
-    return Padded(criterion, row.padding) if len(row.padding) else criterion
+    if not len(row.padding):
+        return criterion
+    return Padded(criterion, row.padding, Memory.PURE if known else Memory.STATEFUL)
 
 
 @dataclass(frozen=True, slots=True)

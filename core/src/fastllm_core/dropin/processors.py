@@ -7,14 +7,14 @@ batch is cut to the row, and a row's padding is put back before it looks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import generation as hf
 
 from ..errors import RequestError
+from ..processors import Memory, memory_of, put_back, take
 from ..request import SamplingParams
 
 if TYPE_CHECKING:
@@ -59,91 +59,39 @@ BY_ROW: Final = (
 """Those that treat each row by itself; what state they have, a copy made before the first call has of its own."""
 
 
-@dataclass(frozen=True, slots=True)
 class Padded:
-    """A processor or criterion that sees a row with its padding."""
+    """A processor or criterion that sees a row with its padding. What it remembers is what the inner one does."""
 
-    inner: Processor
-    padding: Tensor
-    """int64[P]"""
+    def __init__(self, inner: Processor, padding: Tensor, memory: Memory) -> None:
+        """padding: int64[P]."""
+        self.inner, self.padding = inner, padding
+        self.fastllm_memory = memory
 
     def __call__(self, input_ids: Tensor, scores: Any) -> Any:
         """input_ids: int64[1, n], without the padding."""
-        padding = self.padding.to(input_ids.device)[None].expand(len(input_ids), -1)
+        padding = self.padding.to(input_ids.device)[None]
         return self.inner(torch.cat([padding, input_ids], dim=1), scores)
 
+    def snapshot(self) -> object:
+        """The inner one's state."""
+        return take(self.inner)
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a list of processors becomes."""
-
-    sampling: SamplingParams
-    """What it ends with."""
-    controls: Mapping[str, Any]
-    """What it begins with, as arguments of `Controls`."""
-    rest: tuple[Processor, ...]
-    """What is between, in order: to be called by row."""
+    def restore(self, state: object) -> None:
+        """Put the inner one's state back."""
+        put_back(self.inner, state)
 
 
-def plan(
-    processors: Sequence[Processor], *, sample: bool, padding: Sequence[int], length: int, eos: frozenset[int]
-) -> Plan:
-    """Read a list as far as possible as fastllm's own settings, whose order is the list's.
+def split(processors: Sequence[Processor], *, sample: bool) -> tuple[SamplingParams, tuple[Processor, ...]]:
+    """The sampling settings that a list ends with, and the processors before them.
 
-    sample: whether a token is drawn; else the most likely one is taken.  padding: of each row of the batch.
-    length: of the batch's prompts, padding counted.  eos: tokens that end a text.
+    sample: whether a token is drawn; else the most likely one is taken.
     """
     rest = list(processors)
     settings: dict[str, Any] = {"temperature": 1.0} if sample else {}
     for kind, name in reversed(WARPERS if sample else ()):
         if rest and type(rest[-1]) is kind and _usual(rest[-1]):
             settings[name] = getattr(rest.pop(), name)
-    controls: dict[str, Any] = {}
-    for kind, read in CONTROLS:
-        found = read(rest[0], padding, length, eos) if rest and type(rest[0]) is kind else None
-        if found is not None:
-            name, value = found
-            controls[name] = max(controls.get(name, value), value) if name == "min_new_tokens" else value
-            del rest[0]
-    return Plan(SamplingParams(**settings), controls, tuple(rest))
-
-
-def _sequence_bias(processor: Any, padding: Sequence[int], *_: Any) -> tuple[str, Any] | None:
-    biases = processor.sequence_bias
-    if any(padding) and max(map(len, biases), default=0) > 1:
-        return None  # a sequence may begin in the padding
-    name = "bad_words" if type(processor) is hf.NoBadWordsLogitsProcessor else "sequence_bias"
-    entries = tuple((tuple(tokens), float(bias)) for tokens, bias in biases.items())
-    return (name, tuple(tokens for tokens, _ in entries)) if name == "bad_words" else (name, entries)
-
-
-def _repetition_penalty(processor: Any, padding: Sequence[int], *_: Any) -> tuple[str, Any] | None:
-    ignored = processor.prompt_ignore_length
-    told = [0] * len(padding) if ignored is None else ignored.tolist() if isinstance(ignored, torch.Tensor) else None
-    return ("repetition_penalty", processor.penalty) if told == list(padding) else None
-
-
-def _no_repeat(processor: Any, padding: Sequence[int], *_: Any) -> tuple[str, Any] | None:
-    return None if any(padding) else ("no_repeat_ngram_size", processor.ngram_size)
-
-
-def _min_length(processor: Any, _: Any, length: int, eos: frozenset[int]) -> tuple[str, Any] | None:
-    if set(torch.as_tensor(processor.eos_token_id).flatten().tolist()) != eos:
-        return None
-    if type(processor) is hf.MinLengthLogitsProcessor:
-        return "min_new_tokens", max(0, processor.min_length - length)
-    return ("min_new_tokens", processor.min_new_tokens) if processor.prompt_length_to_skip == length else None
-
-
-CONTROLS: Final[tuple[tuple[type, Callable[..., tuple[str, Any] | None]], ...]] = (
-    (hf.SequenceBiasLogitsProcessor, _sequence_bias),
-    (hf.RepetitionPenaltyLogitsProcessor, _repetition_penalty),
-    (hf.NoRepeatNGramLogitsProcessor, _no_repeat),
-    (hf.NoBadWordsLogitsProcessor, _sequence_bias),
-    (hf.MinLengthLogitsProcessor, _min_length),
-    (hf.MinNewTokensLengthLogitsProcessor, _min_length),
-)
-"""What `Controls` does itself, in its order, and the argument that it is; None where a processor says more."""
+    return SamplingParams(**settings), tuple(rest)
 
 
 def _usual(warper: Any) -> bool:
@@ -161,37 +109,56 @@ def for_row(processor: Processor, row: PaddedRow, input_ids: Tensor, samples: in
     """
     if len(input_ids) > 1:
         processor = _cut(processor, row.index, samples, input_ids, vocab_size)
-    return Padded(processor, row.padding) if len(row.padding) else processor
+    if not len(row.padding):
+        return processor
+    return _unpadded(processor, row) or Padded(processor, row.padding, memory_of(processor, row.prompt, vocab_size))
 
 
-def _cut(processor: Any, index: int, samples: int, input_ids: Tensor, vocab_size: int) -> Processor:
-    kind = type(processor)
+def _unpadded(processor: Any, row: PaddedRow) -> Processor | None:
+    """What does the same to a row without its padding, if the core does that by itself; else None."""
+    own, count = copy.copy(processor), len(row.padding)
+    match processor:
+        case hf.RepetitionPenaltyLogitsProcessor() if isinstance(processor.prompt_ignore_length, torch.Tensor):
+            if processor.prompt_ignore_length.tolist() == [count]:
+                own.prompt_ignore_length = None
+                return own  # type: ignore[no-any-return]
+        case hf.MinLengthLogitsProcessor():
+            own.min_length = max(0, processor.min_length - count)
+            return own  # type: ignore[no-any-return]
+        case hf.MinNewTokensLengthLogitsProcessor():
+            own.prompt_length_to_skip = processor.prompt_length_to_skip - count
+            return own  # type: ignore[no-any-return]
+        case hf.SequenceBiasLogitsProcessor():  # a sequence of several tokens may begin in the padding
+            return own if all(len(tokens) == 1 for tokens in processor.sequence_bias) else None
+        case hf.SuppressTokensLogitsProcessor():
+            return own  # type: ignore[no-any-return]
+    return None
+
+
+def _cut(processor: Any, index: int, samples: int, input_ids: Tensor, vocab_size: int) -> Any:
+    """What a processor is for one row of a batch."""
     own = copy.copy(processor)
-    if kind is hf.RepetitionPenaltyLogitsProcessor:
-        if isinstance(own.prompt_ignore_length, torch.Tensor):
-            own.prompt_ignore_length = own.prompt_ignore_length[index : index + 1]
-        return own  # type: ignore[no-any-return]
-    if kind is hf.EncoderRepetitionPenaltyLogitsProcessor:
-        own.encoder_input_ids = _line(own.encoder_input_ids, index, samples, input_ids)
-        return own  # type: ignore[no-any-return]
-    if kind is hf.EncoderNoRepeatNGramLogitsProcessor:
-        own.generated_ngrams = [own.generated_ngrams[index // (len(input_ids) // own.batch_size)]]
-        own.batch_size = 1
-        return own  # type: ignore[no-any-return]
-    if kind is hf.PrefixConstrainedLogitsProcessor:
-        allowed, prompt = own._prefix_allowed_tokens_fn, index // own._num_beams
-        return hf.PrefixConstrainedLogitsProcessor(lambda _, sent: allowed(prompt, sent), 1)
-    if kind is hf.UnbatchedClassifierFreeGuidanceLogitsProcessor:
-        context = dict(own.unconditional_context)
-        for name in ("input_ids", "attention_mask"):
-            if context[name] is not None:
-                context[name] = _line(context[name], index, samples, input_ids)
-        own.unconditional_context = context
-        return own  # type: ignore[no-any-return]
-    if kind in BY_ROW:
-        return own  # type: ignore[no-any-return]
-    _check_rows(processor, input_ids, vocab_size)
-    return copied(processor, "logits_processor")
+    match processor:
+        case hf.RepetitionPenaltyLogitsProcessor():
+            if isinstance(own.prompt_ignore_length, torch.Tensor):
+                own.prompt_ignore_length = own.prompt_ignore_length[index : index + 1]
+        case hf.EncoderRepetitionPenaltyLogitsProcessor():
+            own.encoder_input_ids = _line(own.encoder_input_ids, index, samples, input_ids)
+        case hf.EncoderNoRepeatNGramLogitsProcessor():
+            own.generated_ngrams = [own.generated_ngrams[index // (len(input_ids) // own.batch_size)]]
+            own.batch_size = 1
+        case hf.PrefixConstrainedLogitsProcessor():
+            allowed, prompt = own._prefix_allowed_tokens_fn, index // own._num_beams
+            return hf.PrefixConstrainedLogitsProcessor(lambda _, sent: allowed(prompt, sent), 1)
+        case hf.UnbatchedClassifierFreeGuidanceLogitsProcessor():
+            own.unconditional_context = dict(own.unconditional_context)
+            for name in ("input_ids", "attention_mask"):
+                if own.unconditional_context[name] is not None:
+                    own.unconditional_context[name] = _line(own.unconditional_context[name], index, samples, input_ids)
+        case _ if type(processor) not in BY_ROW:
+            _check_rows(processor, input_ids, vocab_size)
+            return copied(processor, "logits_processor")
+    return own
 
 
 def _line(values: Tensor, index: int, samples: int, input_ids: Tensor) -> Tensor:
