@@ -195,10 +195,10 @@ def test_generate_answers_with_lists() -> None:
         assert three[0].token_ids == one.token_ids
         assert len({sample.token_ids for sample in three}) == 3
         lists = pipeline.generate(["abc", "xyz"], n=2, **settings)
-        assert [[sample.token_ids for sample in samples] for samples in lists][0] == [s.token_ids for s in three[:2]]
+        assert [sample.token_ids for sample in lists[0]] == [sample.token_ids for sample in three[:2]]
         assert lists[1][0].token_ids == two.token_ids
         assert len(pipeline.generate("abc", n=1, **settings)) == 1
         with pytest.raises(RequestError, match="n must be at least 1, not 0"):
             pipeline.generate("abc", n=0)
-        with pytest.raises(RequestError, match="^n: a stream is one text"):
+        with pytest.raises(RequestError, match=r"^n: a stream is one text"):
             pipeline.stream("abc", n=2)

@@ -45,7 +45,14 @@ if TYPE_CHECKING:
     from .layout import ancestors, chain, tree
     from .lessons import Converter, Judgement, Lesson, Trainer, converter, trainer, visible
     from .logprobs import TokenLogprob
-    from .models import LoadedModel, RegisteredModel, load_model, registered_model, verify_same_vocabulary
+    from .models import (
+        LoadedModel,
+        RegisteredModel,
+        load_model,
+        registered_model,
+        resolve_model,
+        verify_same_vocabulary,
+    )
     from .network import Advance, Inputs, Network, Outputs, advanced
     from .options import Options
     from .pipeline import Pipeline, configuration, load
@@ -110,7 +117,14 @@ _PUBLIC = {
     "layout": ("ancestors", "chain", "tree"),
     "lessons": ("Converter", "Judgement", "Lesson", "Trainer", "converter", "trainer", "visible"),
     "logprobs": ("TokenLogprob",),
-    "models": ("LoadedModel", "RegisteredModel", "load_model", "registered_model", "verify_same_vocabulary"),
+    "models": (
+        "LoadedModel",
+        "RegisteredModel",
+        "load_model",
+        "registered_model",
+        "resolve_model",
+        "verify_same_vocabulary",
+    ),
     "network": ("Advance", "Inputs", "Network", "Outputs", "advanced"),
     "options": ("Options",),
     "pipeline": ("Pipeline", "configuration", "load"),

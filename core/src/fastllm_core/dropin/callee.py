@@ -69,8 +69,8 @@ class CustomGenerate:
     ) -> Any:
         """What `generate` would return.
 
-        input_ids: int64[B, L], padded on the left.  seed: of the sampled texts; by default drawn from torch's generator,
-        so that `torch.manual_seed` counts.  handed_over: see `handover`.  arguments: of the model's forward.
+        input_ids: int64[B, L], padded on the left.  seed: of the sampled texts; by default drawn from torch's
+        generator, so that `torch.manual_seed` counts.  handed_over: see `handover`.  arguments: of the model's forward.
         Raises RequestError if something is asked that cannot be honoured.
         """
         handed = dict(handed_over or {})
@@ -80,6 +80,8 @@ class CustomGenerate:
         for name in UNKNOWN_TO_US:
             if handed[name] is not None and handed[name] is not False:
                 raise refusal(name, handed[name], "it drafts and runs forwards by its own method")
+        if model.config.is_encoder_decoder:
+            raise RequestError(f"{type(model).__name__} is an encoder-decoder; fastllm decodes causal LMs only")
         if model.training:
             raise RequestError(
                 "the model is in training mode, in which its dropout is at work: call model.eval() first"
@@ -271,11 +273,18 @@ def custom_generate(
 def _state(model: PreTrainedModel) -> tuple[object, ...]:
     """What tells a model that was changed since: moved, cast, trained, its modules replaced, its adapters switched."""
     parameters = tuple(
-        (id(parameter), parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
+        (id(parameter), _address(parameter), 0 if parameter.is_inference() else parameter._version)
         for parameter in model.parameters()
     )
     modules = tuple((id(module), *_flags(module)) for module in model.modules())
     return model.device, model.dtype, parameters, modules
+
+
+def _address(parameter: Tensor) -> int:
+    try:
+        return parameter.data_ptr()
+    except RuntimeError:  # a quantised weight may have none of its own
+        return 0
 
 
 def _flags(module: torch.nn.Module) -> tuple[object, ...]:

@@ -116,6 +116,8 @@ def for_row(processor: Processor, row: PaddedRow, input_ids: Tensor, samples: in
 
 def _unpadded(processor: Any, row: PaddedRow) -> Processor | None:
     """What does the same to a row without its padding, if the core does that by itself; else None."""
+    if not _is_theirs(processor):
+        return None
     own, count = copy.copy(processor), len(row.padding)
     match processor:
         case hf.RepetitionPenaltyLogitsProcessor() if isinstance(processor.prompt_ignore_length, torch.Tensor):
@@ -137,6 +139,9 @@ def _unpadded(processor: Any, row: PaddedRow) -> Processor | None:
 
 def _cut(processor: Any, index: int, samples: int, input_ids: Tensor, vocab_size: int) -> Any:
     """What a processor is for one row of a batch."""
+    if not _is_theirs(processor):
+        _check_rows(processor, input_ids, vocab_size)
+        return copied(processor, "logits_processor")
     own = copy.copy(processor)
     match processor:
         case hf.RepetitionPenaltyLogitsProcessor():
@@ -159,6 +164,11 @@ def _cut(processor: Any, index: int, samples: int, input_ids: Tensor, vocab_size
             _check_rows(processor, input_ids, vocab_size)
             return copied(processor, "logits_processor")
     return own
+
+
+def _is_theirs(processor: object) -> bool:
+    """Whether this is a class of transformers itself, not one derived from it."""
+    return type(processor).__module__.startswith("transformers.generation.")
 
 
 def _line(values: Tensor, index: int, samples: int, input_ids: Tensor) -> Tensor:
