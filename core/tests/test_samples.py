@@ -200,5 +200,5 @@ def test_generate_answers_with_lists() -> None:
         assert len(pipeline.generate("abc", n=1, **settings)) == 1
         with pytest.raises(RequestError, match="n must be at least 1, not 0"):
             pipeline.generate("abc", n=0)
-        with pytest.raises(RequestError, match=r"^n: a stream is one text"):
+        with pytest.raises(RequestError, match=r"^n: a request and a stream are one text"):
             pipeline.stream("abc", n=2)

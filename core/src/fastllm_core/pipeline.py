@@ -98,8 +98,6 @@ class Pipeline:
 
         The request is checked at once; work starts with the first piece.
         """
-        if settings.pop("n", None) not in (None, 1):
-            raise RequestError("n: a stream is one text; stream each sample by itself, or take generate")
         request = self.request(prompt, **settings)
         self._check(request)
         return self._stream(request)
@@ -124,6 +122,8 @@ class Pipeline:
         for name in settings:
             if name not in Settings.__annotations__:
                 raise RequestError(f"there is no setting '{name}'{did_you_mean(name, Settings.__annotations__)}")
+        if settings.get("n") is not None:
+            raise RequestError("n: a request and a stream are one text; take generate, or Engine.add_samples")
         asked = {name: value for name, value in settings.items() if value is not None}
         dumped = self.config.sampling.model_dump()
         defaults = {name: value for name, value in dumped.items() if value is not None and value != {}}
