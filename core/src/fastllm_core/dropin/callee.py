@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ from .inputs import PaddedRow, rows_of
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..rows import Event
 
 UNKNOWN_TO_US: Final = ("assistant_model", "assistant_tokenizer", "synced_gpus")
 """Arguments of `generate` that are for its own loops."""
@@ -165,12 +168,8 @@ class Call:
         kept: list[list[Tensor]] = [[] for _ in self.rows]
         ended = [False] * len(self.rows)
         reports: dict[int, RunReport] = {}
-        requests, samples = self.requests(pipeline)
-        for stage in (
-            lambda: pipeline.events(requests, samples),
-            lambda: self._tails(pipeline, requests, samples, texts),
-        ):
-            for index, event in stage():
+        with closing(self._events(pipeline, texts)) as events:  # a streamer that raises frees the rows
+            for index, event in events:
                 texts[index] += event.tokens
                 if event.logits is not None:
                     kept[index].append(event.logits)
@@ -190,7 +189,15 @@ class Call:
             logits = answer.by_step(self.model, self.rows, whole, texts, [torch.cat(parts) for parts in kept])
         return answer.with_scores(self.config, whole, logits, self.unused)
 
-    def requests(self, pipeline: Pipeline) -> tuple[list[Request], int]:
+    def _events(self, pipeline: Pipeline, texts: Sequence[Sequence[int]]) -> Generator[tuple[int, Event], None, None]:
+        """What happens to every row of the batch. texts: what they have so far."""
+        requests, samples = self._requests(pipeline)
+        yield from pipeline.events(requests, samples)
+        short, resumed = self._tails(requests, samples, texts)
+        for index, event in pipeline.events(resumed) if resumed else ():
+            yield short[index], event
+
+    def _requests(self, pipeline: Pipeline) -> tuple[list[Request], int]:
         """The engine's requests, and how many rows each stands for."""
         made = [self._request(row, pipeline) for row in self.rows]
         if self.processors or self.ends.rest:  # which have a state of their own in every row
@@ -225,12 +232,12 @@ class Call:
             raise RequestError("max_length: nothing limits the text; give max_new_tokens")
         return limit - len(row.prompt)
 
-    def _tails(self, pipeline: Pipeline, requests: list[Request], samples: int, texts: list[list[int]]) -> Any:
-        """Where nothing pads, texts that have ended go on until the last one has: from what they have, as they were."""
+    def _tails(
+        self, requests: Sequence[Request], samples: int, texts: Sequence[Sequence[int]]
+    ) -> tuple[list[int], list[Request]]:
+        """Where nothing pads, texts that have ended go on until the last one has: which, and their requests."""
         most = max(map(len, texts))
-        short = [index for index, text in enumerate(texts) if len(text) < most]
-        if self.ends.pads or not short:
-            return
+        short = [index for index, text in enumerate(texts) if len(text) < most and not self.ends.pads]
         resumed = []
         for index in short:
             request = requests[index // samples]
@@ -245,8 +252,7 @@ class Call:
                     stopping_criteria=(),
                 )
             )
-        for index, event in pipeline.events(resumed):
-            yield short[index], event
+        return short, resumed
 
 
 def custom_generate(
