@@ -132,9 +132,8 @@ def _penalise(logits: Tensor, paths: Paths, rows: Sequence[LiveRow]) -> None:
     histories = [_history(rows[index]) for index in wanted]
     controls = [rows[index].request.controls for index in wanted]
     settings = [(one.repetition_penalty, one.frequency_penalty, one.presence_penalty) for one in controls]
-    repetition, frequency, presence = torch.tensor(settings, dtype=torch.float32, device=device)[
-        ..., None, None
-    ].unbind(1)
+    numbers = torch.tensor(settings, dtype=torch.float32, device=device)
+    repetition, frequency, presence = numbers[:, :, None, None].unbind(1)
     most = max(len(history.seen) for history in histories)
     # Padding repeats a token that is there, with its count: it is written twice, with one value.
     seen = torch.stack([_padded(history.seen, most) for history in histories]).to(device)
