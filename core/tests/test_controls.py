@@ -236,7 +236,7 @@ def check_plain(name: str, count: int) -> None:
         text = plain(CASES[name], prompt)
         assert text == transformers_says(theirs, prompt), prompt
         changed += text != plain(lambda _: {}, prompt)
-    assert changed > count // 2 or name == "a truncation"  # greedily that changes nothing
+    assert changed or name == "a truncation"  # greedily that changes nothing
 
 
 def check_speculation(name: str, count: int) -> None:
