@@ -115,7 +115,7 @@ KNOWN: dict[str, tuple[Callable[[], Any], Memory]] = {
     "stop strings": (lambda: StopStringCriteria(tiny_tokenizer(V), ["a"]), Memory.PURE),
     "guidance": (lambda: UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model()), Memory.STATEFUL),
     "SynthID": (
-        lambda: SynthIDTextWatermarkLogitsProcessor(3, [1, 2], 64, 8, torch.device("cpu")),
+        lambda: SynthIDTextWatermarkLogitsProcessor(3, [1, 2], 64, 0, 8, torch.device("cpu")),
         Memory.STATEFUL,
     ),
     "declared": (Declared, Memory.PURE),
