@@ -116,10 +116,10 @@ def _add(logits: Tensor, paths: Paths, index: int, history: History, biases: Bia
     device, added = logits.device, torch.zeros_like(logits)
     for length, group in by_length.items():
         sequences = torch.tensor([tokens for tokens, _ in group], device=device)
-        bias = torch.tensor([bias for _, bias in group], dtype=torch.float32, device=device)
+        values = torch.tensor([bias for _, bias in group], dtype=torch.float32, device=device)
         ends = paths.pick([index]).ends(history.last(length - 1).to(device)[None], length - 1)[0]
         here = (ends[:, None] == sequences[:, :-1]).all(-1)  # (W, sequences)
-        added.index_add_(1, sequences[:, -1], torch.where(here, bias, 0.0))
+        added.index_add_(1, sequences[:, -1], torch.where(here, values, 0.0))
     logits += added
 
 
