@@ -9,6 +9,7 @@ is assisted by a copy of the model itself and by prompt look-up. Each side is co
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,13 +19,14 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import logits_process as theirs
 
 from fastllm_core import Controls, Request
 from fastllm_core.testing import Branching, Oracle, tiny_model, tiny_tokenizer
 from fastllm_core.testing.engines import decode, make_engine
-from fastllm_core.testing.processors import Alternating, Parity, Rolling
+from fastllm_core.testing.processors import Alternating, Parity
 
 V, NEW = 64, 24
 TOKENIZER = tiny_tokenizer(V)
@@ -55,6 +57,17 @@ class Case:
             self.prompt, self.new, eos_token_ids=self.eos, stop=self.stop, controls=controls,
             stopping_criteria=tuple(self.criteria()),
         )  # fmt: skip
+
+
+class Counting:
+    """Every call moves the scores by one token more. What counts cannot be copied."""
+
+    def __init__(self) -> None:
+        self.calls = itertools.count(1)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores, rolled."""
+        return scores.roll(next(self.calls) % 5, -1)
 
 
 def ends_at(length: int) -> list[Any]:
@@ -103,7 +116,7 @@ def situations(model: PreTrainedModel, other: PreTrainedModel, count: int) -> di
     called: dict[str, Callable[[], Sequence[Any]]] = {
         "pure processor": lambda: [Parity()],
         "snapshotable processor": lambda: [Alternating()],
-        "stateful processor": lambda: [Rolling()],
+        "stateful processor": lambda: [Counting()],
         "guidance": lambda: [theirs.UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, other)],
     }
     for name, processors in called.items():
@@ -161,7 +174,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=36, help="texts for each control")
-    count = parser.parse_args().cases
+    parser.add_argument("--only", nargs="*", metavar="CONTROL", help="rows of the table; all by default")
+    asked = parser.parse_args()
+    count = asked.cases
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     model, same = (tiny_model(seed=3, num_hidden_layers=2) for _ in range(2))
@@ -170,6 +185,8 @@ def main() -> None:
     print("| control | our chain | our tree | transformers, assistant | transformers, look-up |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, cases in situations(model, other, count).items():
+        if asked.only and name not in asked.only:
+            continue
         mine = [ours(model, cases, tree=tree) for tree in (False, True)]
         others = [assisted(model, same, cases, how) for how in (ASSISTANT, LOOKUP)]
         print(f"| {name} | {' | '.join(map(str, [*mine, *others]))} |", flush=True)

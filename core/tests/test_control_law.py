@@ -27,24 +27,31 @@ from fastllm_core.penalties import Paths
 from fastllm_core.protocols import Proposal
 from fastllm_core.randomness import Purpose
 from fastllm_core.testing.enumeration import PROMPT, Borders, Enumeration, TableTree
-from fastllm_core.testing.laws import Table, always, distance, is_law_of, varied
+from fastllm_core.testing.laws import Table, always, distance, varied
 from fastllm_core.testing.processors import Parity
 
 P, Q = varied(0), always(1 / 6, 1 / 3, 1 / 2)
 CHAIN, TREE = (-1, 0), (-1, -1, 0)
-BIAS = {(1,): 0.7, (0, 2): -1.1, (1, 1): 0.4}
+BIAS = {(1,): 0.7, (0, 0): -1.1, (1, 1): 0.4}
 
-CASES: dict[str, tuple[Controls, list[Any]]] = {
-    "penalties": (Controls(repetition_penalty=1.6), [RepetitionPenaltyLogitsProcessor(1.6)]),
-    "repeats": (Controls(no_repeat_ngram_size=2), [NoRepeatNGramLogitsProcessor(2)]),
-    "words": (Controls(bad_words=((1, 1), (0, 2))), [NoBadWordsLogitsProcessor([[1, 1], [0, 2]])]),
-    "biases": (Controls(sequence_bias=tuple(BIAS.items())), [SequenceBiasLogitsProcessor(BIAS)]),
-    "a processor": (Controls(processors=(Parity(0.8),)), [Parity(0.8)]),
+NOISE = 1e-6
+"""Processors compute in float32, and numbers that differ by less are taken for one border."""
+
+Case = tuple[Controls, Callable[[], list[Any]]]
+CASES: dict[str, Case] = {
+    "penalties": (Controls(repetition_penalty=1.6), lambda: [RepetitionPenaltyLogitsProcessor(1.6)]),
+    "repeats": (Controls(no_repeat_ngram_size=2), lambda: [NoRepeatNGramLogitsProcessor(2)]),
+    "words": (
+        Controls(bad_words=((1, 1), (0, 0, 1))),
+        lambda: [NoBadWordsLogitsProcessor([[1, 1], [0, 0, 1]])],
+    ),
+    "biases": (Controls(sequence_bias=tuple(BIAS.items())), lambda: [SequenceBiasLogitsProcessor(BIAS)]),
+    "a processor": (Controls(processors=(Parity(0.8),)), lambda: [Parity(0.8)]),
     "a penalty and a processor": (
         Controls(repetition_penalty=1.3, processors=(Parity(0.5),)),
-        [RepetitionPenaltyLogitsProcessor(1.3), Parity(0.5)],
+        lambda: [RepetitionPenaltyLogitsProcessor(1.3), Parity(0.5)],
     ),
-}  # fmt: skip
+}
 
 
 def processed(p: Table, processors: Sequence[Any]) -> Table:
@@ -74,12 +81,13 @@ def borders(p: Table, q: Table, count: int, siblings: int, *, once_each: bool) -
         after = [a / sum(rest) for a in rest] if sum(rest) > 1e-9 else left
         for token in range(len(drawn)) if once_each else (None,):
             again = [0.0 if i == token else b for i, b in enumerate(drawn)]
-            level(after, [b / sum(again) for b in again] if once_each else drawn, more - 1)
+            if sum(again):
+                level(after, [b / sum(again) for b in again] if once_each else drawn, more - 1)
 
     for length in range(count):
         for context in itertools.product(range(len(p(()))), repeat=length):
             level(p(context), q(context), siblings)
-    made = {purpose: sorted({round(x, 9) for x in xs if 1e-6 < x < 1 - 1e-6}) for purpose, xs in found.items()}
+    made = {purpose: sorted({round(x, 7) for x in xs if 1e-6 < x < 1 - 1e-6}) for purpose, xs in found.items()}
     return {**made, Purpose.TARGET: made[Purpose.EXTRA]}
 
 
@@ -98,7 +106,7 @@ def enumeration(case: str, rule: str, p: Table = P, q: Table = Q, count: int = 3
     """The law that ought to be, and the one that is."""
     controls, processors = CASES[case]
     proposal, parents, name = RULES[rule]
-    wanted = processed(p, processors)
+    wanted = processed(p, processors())
     once_each = proposal is Proposal.WITHOUT_REPLACEMENT
     siblings = 2 if parents is TREE else 1
     edges = borders(wanted, q, count, siblings, once_each=once_each)
@@ -107,31 +115,46 @@ def enumeration(case: str, rule: str, p: Table = P, q: Table = Q, count: int = 3
 
 
 COIN, FALSE_COIN = varied(0, ((1, 3), (3, 1), (2, 2))), always(3 / 4, 1 / 4)
+"""Every level of a walk has its own numbers, so with few possible values there are few cells."""
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("case", ["penalties", "a processor"])
 def test_the_law_is_that_of_the_processed_target(case: str, rule: str) -> None:
-    """Two tokens, so that every tree fits."""
-    wanted, enumerated = enumeration(case, rule, COIN, FALSE_COIN)
     if rule.startswith("block") and case not in WALKED:
-        pytest.skip("judged as a whole: test_acceptance_rounds enumerates it, whatever p is")
-    assert is_law_of(wanted, enumerated.law())
+        pytest.skip("judged as a whole: test_acceptance_rounds enumerates that, whatever p is")
+    wanted, enumerated = enumeration(case, rule, COIN, FALSE_COIN, count=2)
+    assert distance(wanted, enumerated.law()) < NOISE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.startswith("block")])
-@pytest.mark.parametrize("case", CASES)
-def test_the_law_over_three_tokens(case: str, rule: str) -> None:
-    wanted, enumerated = enumeration(case, rule)
-    assert is_law_of(wanted, enumerated.law())
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.startswith("rejection")])
+@pytest.mark.parametrize("case", ["words", "biases", "a penalty and a processor"])
+def test_the_law_under_other_controls(case: str, rule: str) -> None:
+    wanted, enumerated = enumeration(case, rule, COIN, FALSE_COIN, count=2)
+    assert distance(wanted, enumerated.law()) < NOISE
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case not in WALKED])
+def test_rejection_keeps_the_law_over_three_tokens(case: str) -> None:
+    wanted, enumerated = enumeration(case, "rejection, a chain")
+    assert distance(wanted, enumerated.law()) < NOISE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["rejection, a chain", "block, one level at a time"])
+def test_a_walk_keeps_the_law_over_three_tokens(rule: str) -> None:
+    wanted, enumerated = enumeration("a processor", rule, always(1 / 2, 1 / 2), FALSE_COIN)
+    assert distance(wanted, enumerated.law()) < NOISE
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["match, a chain", "match, a tree"])
 @pytest.mark.parametrize("case", CASES)
 def test_match_keeps_the_law_over_three_tokens(case: str, rule: str) -> None:
     wanted, enumerated = enumeration(case, rule)
-    assert is_law_of(wanted, enumerated.law())
+    assert distance(wanted, enumerated.law()) < NOISE
 
 
 @pytest.mark.parametrize("case", ["penalties", "repeats", "biases"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -81,6 +81,15 @@ class Lazy:
         return scores + self.table
 
 
+class Shared:
+    """Notes what it sees in its class."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores
+
+
 class Failing:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         raise ValueError("not these")
@@ -106,7 +115,7 @@ KNOWN: dict[str, tuple[Callable[[], Any], Memory]] = {
     "stop strings": (lambda: StopStringCriteria(tiny_tokenizer(V), ["a"]), Memory.PURE),
     "guidance": (lambda: UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model()), Memory.STATEFUL),
     "SynthID": (
-        lambda: SynthIDTextWatermarkLogitsProcessor(3, [1, 2], 64, 8, torch.device("cpu")),
+        lambda: SynthIDTextWatermarkLogitsProcessor(3, [1, 2], 64, 0, 8, torch.device("cpu")),
         Memory.STATEFUL,
     ),
     "declared": (Declared, Memory.PURE),
@@ -117,6 +126,7 @@ KNOWN: dict[str, tuple[Callable[[], Any], Memory]] = {
     "an object within": (Rolling, Memory.STATEFUL),
     "a criterion": (lambda: AfterSum(100), Memory.STATEFUL),
     "chance": (Chance, Memory.STATEFUL),
+    "a list of its class": (Shared, Memory.STATEFUL),
     "raises": (Failing, Memory.STATEFUL),
     "a function over a list": (counting, Memory.STATEFUL),
     "a function over a number": (lambda: shifted(2), Memory.PURE),

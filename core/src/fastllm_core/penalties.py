@@ -116,10 +116,10 @@ def _add(logits: Tensor, paths: Paths, index: int, history: History, biases: Bia
     device, added = logits.device, torch.zeros_like(logits)
     for length, group in by_length.items():
         sequences = torch.tensor([tokens for tokens, _ in group], device=device)
-        bias = torch.tensor([bias for _, bias in group], device=device)
+        values = torch.tensor([bias for _, bias in group], dtype=torch.float32, device=device)
         ends = paths.pick([index]).ends(history.last(length - 1).to(device)[None], length - 1)[0]
         here = (ends[:, None] == sequences[:, :-1]).all(-1)  # (W, sequences)
-        added.index_add_(1, sequences[:, -1], torch.where(here, bias, 0.0))
+        added.index_add_(1, sequences[:, -1], torch.where(here, values, 0.0))
     logits += added
 
 
@@ -132,7 +132,8 @@ def _penalise(logits: Tensor, paths: Paths, rows: Sequence[LiveRow]) -> None:
     histories = [_history(rows[index]) for index in wanted]
     controls = [rows[index].request.controls for index in wanted]
     settings = [(one.repetition_penalty, one.frequency_penalty, one.presence_penalty) for one in controls]
-    repetition, frequency, presence = torch.tensor(settings, device=device)[:, :, None, None].unbind(1)
+    numbers = torch.tensor(settings, dtype=torch.float32, device=device)
+    repetition, frequency, presence = numbers[:, :, None, None].unbind(1)
     most = max(len(history.seen) for history in histories)
     # Padding repeats a token that is there, with its count: it is written twice, with one value.
     seen = torch.stack([_padded(history.seen, most) for history in histories]).to(device)

@@ -77,7 +77,7 @@ def memory_of(processor: object, prompt: Sequence[int], vocab_size: int) -> Memo
         return Memory.SNAPSHOT
     if isinstance(processor, types.FunctionType):
         return Memory.PURE if _closes_over_constants(processor) else Memory.STATEFUL
-    if not hasattr(processor, "__dict__") or not _plain(vars(processor)):
+    if not _is_its_attributes(kind) or not _plain(vars(processor)):
         return Memory.STATEFUL
     try:
         return _tried(processor, prompt, vocab_size)
@@ -172,6 +172,22 @@ def _setting(processor: Any, controls: Controls, request: Request) -> Mapping[st
 
 def _ends(processor: Any) -> frozenset[int]:
     return frozenset(int(token) for token in processor.eos_token_id.reshape(-1))
+
+
+class _Empty:
+    """An object that is its attributes and nothing else."""
+
+
+def _is_its_attributes(kind: type) -> bool:
+    """Whether an object of this class has no slots, nothing that C keeps, and no container that its class shares."""
+    shared = (
+        value
+        for parent in kind.__mro__
+        for name, value in vars(parent).items()
+        if not (name.startswith("__") and name.endswith("__"))
+    )
+    mutable = (list, dict, set, bytearray, np.ndarray, Tensor)
+    return kind.__basicsize__ == _Empty.__basicsize__ and not any(isinstance(value, mutable) for value in shared)
 
 
 def _closes_over_constants(function: types.FunctionType) -> bool:

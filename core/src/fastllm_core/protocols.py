@@ -164,7 +164,10 @@ class Drafter(Protocol):
         return False
 
     def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """The round is decided and committed: `batch.lengths` still says where it began, `row.tokens` has grown."""
+        """The round is decided and committed: `batch.lengths` still says where it began, `row.tokens` has grown.
+
+        scores: the target's own answer, before any control.
+        """
         return
 
     def release(self, row: Row) -> None:
@@ -192,12 +195,19 @@ class Verifier(Protocol):
 
 
 class Acceptor(Protocol):
-    """Acceptance: which path do we keep, and what is the extra token?"""
+    """Acceptance: which path do we keep, and what is the extra token?
+
+    One that can decide about the children of a single row, from that row's logits alone, may also have
+    `follow(batch, children, logits)`, as `ExactAcceptor` does: rows with logits processors then walk down their drafts.
+    """
 
     guarantee: Guarantee
 
     def decide(self, batch: Batch, draft: Draft, scores: Scores) -> Verdict:
-        """Decide every row with its own sampling settings and its own keyed uniforms."""
+        """Decide every row with its own sampling settings and its own keyed uniforms.
+
+        scores: the target's answer after the rows' controls.
+        """
         ...
 
 

@@ -37,7 +37,8 @@ class Steering(Controller):
         """What each row's controller says."""
         if not self._names:
             return self.own.thresholds(rows, sampled)
-        draws, found = dict(zip(rows, sampled, strict=True)), {}
+        draws = dict(zip(rows, sampled, strict=True))
+        found: dict[int, float] = {}
         for one, some in self._groups(rows):
             found.update(zip(some, one.thresholds(some, [draws[row] for row in some]), strict=True))
         return [found[row] for row in rows]

@@ -102,7 +102,7 @@ def walk(
 def verdict_of(walkers: Sequence[Walker], width: int, device: torch.device) -> Verdict:
     """What walkers have decided, for drafts of `width` nodes."""
     accepted = torch.tensor([len(walker.tokens) - 1 for walker in walkers])
-    path = torch.tensor([_filled(walker.path, width) for walker in walkers], dtype=torch.long).view(-1, width)
+    path = torch.tensor([_filled(walker.path, width) for walker in walkers], dtype=torch.long).view(len(walkers), width)
     tokens = torch.tensor([_filled(walker.tokens, width + 1) for walker in walkers])
     return Verdict(accepted.to(device), path.to(device), tokens.to(device))
 

@@ -169,7 +169,7 @@ class Enumeration:
 
     def _batch(self, texts: Texts) -> GridBatch:
         request = Request(PROMPT, self.count, self.sampling, controls=self.controls)
-        rows = tuple(LiveRow(i, request, [*PROMPT, *text], 0, i) for i, text in enumerate(texts.tokens.tolist()))
+        rows = tuple(Row(i, request, [*PROMPT, *text], 0, i) for i, text in enumerate(texts.tokens.tolist()))
         most = min(self.draft_length, self.count - texts.tokens.shape[1] - 1)  # the extra token needs room
         sampling = Sampling.of([self.sampling] * len(rows), "cpu")
         return self.batch(rows, (most,) * len(rows), torch.device("cpu"), sampling, texts)
@@ -181,12 +181,11 @@ class Enumeration:
         return Draft(nothing, torch.zeros(len(batch), dtype=torch.long))
 
     def _decide(self, batch: GridBatch, draft: Draft) -> Verdict:
-        rows = [row for row in batch.rows if isinstance(row, LiveRow)]
-        for row in rows:
-            row.history = History(PROMPT, self.count)
-            for token in row.tokens[row.prompt_length :]:
-                row.history.append(token)
-        return decide(self.acceptor, batch, rows, draft, self._score(batch, draft), torch.float32).verdict
+        scores = self._score(batch, draft)
+        if self.controls == NEUTRAL:
+            return self.acceptor.decide(batch, draft, scores)
+        rows = [_live(row, self.count) for row in batch.rows]
+        return decide(self.acceptor, batch, rows, draft, scores, torch.float32).verdict
 
     def _score(self, batch: GridBatch, draft: Draft) -> Scores:
         return Scores(_rows(self.p, batch, draft.tokens, draft.parents).log())
@@ -222,6 +221,15 @@ class TableTree(Drafter):
         chain = bool((self.parents == torch.arange(self.parents.shape[1]) - 1).all())
         lengths = torch.full((len(batch),), count)
         return Draft(tokens, lengths, None if chain else parents, probs)
+
+
+def _live(row: Row, count: int) -> LiveRow:
+    """A row with its history."""
+    live = LiveRow(row.id, row.request, row.tokens, row.seed, row.slot, history=History(row.request.prompt, count))
+    assert live.history is not None
+    for token in row.tokens[row.prompt_length :]:
+        live.history.append(token)
+    return live
 
 
 def _rows(table: Table, batch: Batch, tokens: Tensor, parents: Tensor | None) -> Tensor:
