@@ -139,6 +139,16 @@ def test_moving_and_releasing(network: Network) -> None:
     assert cache.lengths == [9, 0, 0]
 
 
+def test_copying_the_first_slots_of_a_row(network: Network) -> None:
+    cache = made(network, 3, 16)
+    cache.lengths[:] = [3, 5, 9]
+    cache.copy(2, 0, 7)
+    assert cache.lengths == [7, 5, 9]
+    assert origins(cache, 0, 7) == [200 + slot for slot in range(7)]
+    assert origins(cache, 1, 16) == [100 + slot for slot in range(16)]
+    assert origins(cache, 2, 9) == [200 + slot for slot in range(9)]
+
+
 def test_a_layer_that_keeps_nothing_has_an_empty_pair() -> None:
     network = Network(LoadedModel("tiny", tiny_model(), None, torch.device("cpu"), torch.float32))
     network.kv_shapes = (network.kv_shapes[0], None, *network.kv_shapes[2:])

@@ -58,6 +58,7 @@ def test_help_has_examples(run: Any, command: str) -> None:
         (["generate", "x", "--set", "draft.lenght=3"], "draft.lenght: unknown key"),
         (["generate", "x", "--set", "nonsense"], "KEY=VALUE"),
         (["generate", "x", "--temperature", "warm"], "--temperature"),
+        (["generate", "x", "--logit-bias", "17"], "write KEY=VALUE, such as --logit-bias 17=-2.5"),
         (["generate", "x", "--stream", "--json"], "choose one"),
         (["generate", "--file", "nope.txt"], "nope.txt"),
         (["generate", "x", "--config", "nope.toml"], "nope.toml"),

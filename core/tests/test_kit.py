@@ -27,9 +27,10 @@ WRONG = {
     "overruns-the-end": ("OverrunsTheEnd", "check_ends", "an end token"),
     "resamples-the-root": ("ResamplesTheRoot", "check_sampled_law", "standard deviations from"),
     "position-keyed-block": ("PositionKeyedBlock", "check_law_over_rounds", "standard deviations from"),
+    "ignores-controls": ("IgnoresControls", "check_controls", "where plain decoding says"),
     "whole-config-in-view": ("WholeConfigInView", "check_mixed_attention", "where plain decoding says"),
 }
-PARTS = ("whole-config-in-view", "overruns-the-end", "resamples-the-root", "position-keyed-block")
+PARTS = ("whole-config-in-view", "ignores-controls", "overruns-the-end", "resamples-the-root", "position-keyed-block")
 
 LOSSY = """
 from fastllm_core import Guarantee, hookimpl

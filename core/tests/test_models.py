@@ -195,9 +195,27 @@ def test_generation_defaults() -> None:
     neutral = GenerationConfig(repetition_penalty=1.0, num_beams=1, bad_words_ids=None, temperature=1.0, top_p=1.0)
     assert GenerationDefaults.of(neutral).unapplied == ()
     config = GenerationConfig(
-        do_sample=True, temperature=0.6, top_p=0.95, eos_token_id=[3, 4], repetition_penalty=1.1, suppress_tokens=[5]
+        do_sample=True, temperature=0.6, top_p=0.95, eos_token_id=[3, 4], guidance_scale=1.5, typical_p=0.9
     )
     defaults = GenerationDefaults.of(config, 7)
     assert defaults.eos_token_ids == {3, 4}
     assert defaults.sampling() == SamplingParams(temperature=0.6, top_k=50, top_p=0.95)
-    assert defaults.unapplied == ("repetition_penalty = 1.1", "suppress_tokens = [5]")
+    assert defaults.unapplied == ("typical_p = 0.9", "guidance_scale = 1.5")
+
+
+def test_generation_defaults_of_the_logits() -> None:
+    config = GenerationConfig(
+        eos_token_id=4, repetition_penalty=1.1, no_repeat_ngram_size=3, suppress_tokens=[5], min_length=9,
+        bad_words_ids=[[4], [6], [7, 8]], sequence_bias=[[[1, 2], -0.5]],
+    )  # fmt: skip
+    defaults = GenerationDefaults.of(config)
+    assert defaults.unapplied == ()
+    assert defaults.suppress_tokens == (5,)
+    assert defaults.controls(4) == {
+        "sequence_bias": (((1, 2), -0.5),),
+        "repetition_penalty": 1.1,
+        "no_repeat_ngram_size": 3,
+        "bad_words": ((6,), (7, 8)),  # a word that ends the text is none, as in transformers
+        "min_new_tokens": 5,
+    }
+    assert "min_new_tokens" not in defaults.controls(9)

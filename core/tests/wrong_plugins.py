@@ -294,6 +294,39 @@ class PositionKeyedBlock(Plugin):
         return Wrong()
 
 
+class IgnoresControls(Plugin):
+    """Keeps what the target's own logits say, whatever was asked to be done to them."""
+
+    raw: Any = None
+
+    @hookimpl
+    def fastllm_make_acceptor(self, context: Any, drafter: Any) -> Any:
+        from fastllm_core.acceptor import ExactAcceptor
+
+        plugin = self
+
+        class Wrong:
+            guarantee = Guarantee.EXACT
+
+            def decide(self, batch: Any, draft: Any, scores: Any) -> Verdict:
+                return ExactAcceptor(Proposal.ONE_HOT).decide(batch, draft, plugin.raw)
+
+        return Wrong()
+
+    @hookimpl
+    def fastllm_make_verifier(self, context: Any, drafter: Any) -> Any:
+        from fastllm_core.verifier import TargetVerifier
+
+        plugin = self
+
+        class Spy(TargetVerifier):
+            def score(self, batch: Any, draft: Draft) -> Any:
+                plugin.raw = super().score(batch, draft)
+                return plugin.raw
+
+        return Spy(context, drafter.hidden_layers if drafter else ())
+
+
 class WholeConfigInView(Plugin):
     """A verifier that runs the upper layers itself, in a copy whose configuration still describes every layer."""
 

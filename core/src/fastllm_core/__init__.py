@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from .config import Config, load_config
     from .config_text import to_toml
     from .context import Context
+    from .controls import Controls, LogitsProcessor, StoppingCriterion
     from .device import Device
     from .discovery import InstalledPlugin, installed
+    from .dropin.callee import CustomGenerate, custom_generate
     from .engine import Engine
     from .errors import (
         ConfigError,
@@ -42,7 +44,15 @@ if TYPE_CHECKING:
     from .journal import Journal
     from .layout import ancestors, chain, tree
     from .lessons import Converter, Judgement, Lesson, Trainer, converter, trainer, visible
-    from .models import LoadedModel, RegisteredModel, load_model, registered_model, verify_same_vocabulary
+    from .logprobs import TokenLogprob
+    from .models import (
+        LoadedModel,
+        RegisteredModel,
+        load_model,
+        registered_model,
+        resolve_model,
+        verify_same_vocabulary,
+    )
     from .network import Advance, Inputs, Network, Outputs, advanced
     from .options import Options
     from .pipeline import Pipeline, configuration, load
@@ -61,7 +71,7 @@ if TYPE_CHECKING:
         Verdict,
         Verifier,
     )
-    from .randomness import Purpose
+    from .randomness import Purpose, sample_seed
     from .report import RunReport
     from .request import Request, SamplingParams
     from .rows import Event
@@ -80,8 +90,10 @@ _PUBLIC = {
     "config": ("Config", "load_config"),
     "config_text": ("to_toml",),
     "context": ("Context",),
+    "controls": ("Controls", "LogitsProcessor", "StoppingCriterion"),
     "device": ("Device",),
     "discovery": ("InstalledPlugin", "installed"),
+    "dropin.callee": ("CustomGenerate", "custom_generate"),
     "engine": ("Engine",),
     "errors": (
         "ConfigError",
@@ -104,7 +116,15 @@ _PUBLIC = {
     "journal": ("Journal",),
     "layout": ("ancestors", "chain", "tree"),
     "lessons": ("Converter", "Judgement", "Lesson", "Trainer", "converter", "trainer", "visible"),
-    "models": ("LoadedModel", "RegisteredModel", "load_model", "registered_model", "verify_same_vocabulary"),
+    "logprobs": ("TokenLogprob",),
+    "models": (
+        "LoadedModel",
+        "RegisteredModel",
+        "load_model",
+        "registered_model",
+        "resolve_model",
+        "verify_same_vocabulary",
+    ),
     "network": ("Advance", "Inputs", "Network", "Outputs", "advanced"),
     "options": ("Options",),
     "pipeline": ("Pipeline", "configuration", "load"),
@@ -123,7 +143,7 @@ _PUBLIC = {
         "Verdict",
         "Verifier",
     ),
-    "randomness": ("Purpose",),
+    "randomness": ("Purpose", "sample_seed"),
     "report": ("RunReport",),
     "request": ("Request", "SamplingParams"),
     "rows": ("Event",),

@@ -53,6 +53,24 @@ class ExactAcceptor:
             return reject_block(draft.tokens, draft.lengths, draft.probs, p, *round_uniforms(batch, draft))
         return reject(batch, draft, draft.probs, p, self._proposal)
 
+    def follow(self, batch: Batch, children: Draft, logits: Tensor) -> Verdict:
+        """Decide about the children of one row each, with nothing but that row's logits; see `walk`.
+
+        children: a draft of one level; `probs`, float[B, 1, V], is what they were drawn from.  logits: float[B, V].
+        Block verification of one level is rejection.
+        """
+        rows = children.width + 1
+        if batch.sampling.greedy:
+            choices = logits.argmax(-1)
+        else:
+            p = warp(logits[:, None], batch.sampling)
+            if children.probs is not None and self._rule in ("rejection", "block"):
+                q = children.probs.expand(-1, rows, -1)
+                # Behind a child nothing is read but the extra token, and that one the next step draws anew.
+                return reject(batch, children, q, p.expand(-1, rows, -1), self._proposal)
+            choices = draw(p[:, 0], batch.position_uniforms(1)[:, 0])
+        return match(children.tokens, children.lengths, children.parents, choices[:, None].expand(-1, rows))
+
 
 def reject(
     batch: Batch, draft: Draft, q: Tensor | None, p: Tensor, proposal: Proposal, *, lenience: float = 1.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -62,6 +63,11 @@ class Batch:
     def __len__(self) -> int:
         """B."""
         return len(self.rows)
+
+    def later(self, index: Sequence[int], rows: tuple[Row, ...]) -> Self:
+        """Some of its rows, by index, as they are a few tokens later, before a draft of one level."""
+        sampling = Sampling.of([row.request.sampling for row in rows], self.device)
+        return replace(self, rows=rows, draft_lengths=(1,) * len(rows), sampling=sampling, thresholds=())
 
     @cached_property
     def roots(self) -> Tensor:

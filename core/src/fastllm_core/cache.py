@@ -109,6 +109,15 @@ class SlotCache:
             self.lengths[target] = self.lengths[source]
             self.lengths[source] = 0
 
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first `length` slots of one row are those of another as well."""
+        used = self.extent(length)
+        for store in (*self._keys, *self._values):
+            if store.numel():
+                store[target, :, :used] = store[source, :, :used]
+        self.lengths[target] = length
+
     def release(self, slot: int) -> None:
         """Forget a row."""
         if slot < len(self.lengths):

@@ -26,6 +26,7 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
         "propose",
         "proposal",
         "prefill",
+        "copy",
         "observe",
         "release",
         "close",
@@ -35,7 +36,7 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
         "heeds_thresholds",
     ),
     "verifier": ("score",),
-    "kv_cache": ("lengths", "capacity", "reserve", "layers", "extent", "commit", "move", "release"),
+    "kv_cache": ("lengths", "capacity", "reserve", "layers", "extent", "commit", "move", "copy", "release"),
     "acceptor": ("decide", "guarantee"),
 }
 """What the engine asks of each role's object."""

@@ -128,6 +128,26 @@ class SamplingDefaults(Section):
         default=None, description="The same seed gives the same text; unset: another text each time."
     )
     max_new_tokens: PositiveInt | None = Field(default=None, description="The most tokens to generate for a prompt.")
+    min_new_tokens: NonNegativeInt | None = Field(
+        default=None, description="No token that ends the text before so many were generated."
+    )
+    ignore_eos: bool | None = Field(default=None, description="Go on after an end-of-text token.")
+    repetition_penalty: PositiveFloat | None = Field(
+        default=None, description="Above 1: tokens of the prompt and the text become less likely; 1 changes nothing."
+    )
+    presence_penalty: float | None = Field(
+        default=None, description="Taken off the logit of every token that was generated."
+    )
+    frequency_penalty: float | None = Field(
+        default=None, description="Taken off a token's logit for every time that it was generated."
+    )
+    no_repeat_ngram_size: NonNegativeInt | None = Field(
+        default=None, description="No sequence of so many tokens occurs twice; 0 allows all."
+    )
+    bad_words: list[str] | None = Field(default=None, description="Words that are never written.")
+    logit_bias: dict[str, float] = Field(
+        default={}, description="Added to the logits of tokens, by id; -100 as good as forbids one."
+    )
 
 
 class Engine(Section):

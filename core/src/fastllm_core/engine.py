@@ -15,23 +15,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from . import logprobs
 from .batch import Batch
 from .clock import Clock
-from .controllers import Controller, Round
+from .controllers import CONTROLLERS, Controller, Round
+from .deciding import Decision, decide, follows
 from .errors import ContextLengthError, RequestError
-from .prefill import read
+from .history import History
+from .prefill import read, read_and_score
+from .processors import absorbed, memory_of, refuse_sharing
 from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verdict, Verifier
-from .randomness import fresh_seed
+from .randomness import fresh_seed, sample_seed
 from .report import RunReport, nodes_by_level
 from .request import Request
-from .rows import Event, LiveRow, ending
-from .sampling import Sampling
+from .rows import Event, LiveRow, SharedPrompt, ending
+from .sampling import Sampling, truncated
 from .slots import Slots
+from .steering import Steering
 from .ties import best_of, of_committed
 from .transcript import Transcript
 
@@ -92,6 +97,7 @@ class Engine:
         self.report = RunReport(lossy=parts.lossy)
         """Figures of everything that this engine has done."""
         self._waiting: deque[LiveRow] = deque()
+        self._steering = Steering(parts.controller, draft_length)
         self._slots = Slots((parts.cache, *parts.drafter_caches, *parts.foreign_caches))
         self._ids = 0
         self._stepping = False
@@ -110,15 +116,25 @@ class Engine:
 
         Raises ContextLengthError if prompt and new tokens do not fit, before any work is done.
         """
+        return self.add_samples(request, 1)[0]
+
+    def add_samples(self, request: Request, count: int) -> list[int]:
+        """Queue several rows of one prompt, which is read once as long as one of them is there to copy from.
+
+        The first has the request's seed, so it is what `add` would give, and the others each another (`sample_seed`).
+        Returns their ids. Raises as `add` does.
+        """
+        if count < 1:
+            raise RequestError(f"n must be at least 1, not {count}")
         self.check(request)
-        self._ids += 1
+        if count > 1:
+            refuse_sharing([replace(request) for _ in range(count)], self.parts.network.vocab_size)
         seed = fresh_seed() if request.seed is None else request.seed
-        row = LiveRow(self._ids, request, list(request.prompt), seed, report=RunReport(lossy=self.parts.lossy))
-        if request.stop:
-            assert self.parts.tokenizer is not None
-            row.transcript = Transcript(self.parts.tokenizer, request.prompt, request.stop)
-        self._waiting.append(row)
-        return row.id
+        request = replace(request, controls=absorbed(request))
+        shared = SharedPrompt(unread=count) if count > 1 else None
+        rows = [self._new_row(request, sample_seed(seed, index), shared) for index in range(count)]
+        self._waiting += rows
+        return [row.id for row in rows]
 
     def holds(self, row_id: int) -> bool:
         """Whether a row is live or waiting."""
@@ -133,7 +149,9 @@ class Engine:
         if self._stepping:
             self._cancelled.append(row_id)
             return
-        self._waiting = deque(row for row in self._waiting if row.id != row_id)
+        for row in [row for row in self._waiting if row.id == row_id]:
+            self._waiting.remove(row)
+            self._steering.release(row_id)
         for row in [row for row in self._slots.rows if row.id == row_id]:
             self._release(row)
 
@@ -166,6 +184,13 @@ class Engine:
         """Raise RequestError if the request can never be served."""
         if request.stop and self.parts.tokenizer is None:
             raise RequestError("stop: stop strings need a tokenizer, and the model was loaded without one")
+        vocab, largest = self.parts.network.vocab_size, request.controls.largest_token()
+        if largest >= vocab:
+            raise RequestError(
+                f"logit_bias, bad_words: token id {largest} does not exist: the vocabulary has {vocab} entries"
+            )
+        self._check_controller(request.controller)
+        refuse_sharing([request, *(row.request for row in (*self._slots.rows, *self._waiting))], vocab)
         prompt, limit = len(request.prompt), self.context_length
         if limit is not None and prompt + request.max_new_tokens > limit:
             room = limit - prompt
@@ -173,6 +198,31 @@ class Engine:
             raise ContextLengthError(
                 f"the prompt's {prompt} tokens and max_new_tokens = {request.max_new_tokens} exceed the model's "
                 f"context of {limit}: {hint}"
+            )
+
+    def _new_row(self, request: Request, seed: int, shared: SharedPrompt | None) -> LiveRow:
+        self._ids += 1
+        report = RunReport(lossy=self.parts.lossy)
+        row = LiveRow(self._ids, request, list(request.prompt), seed, report=report, shared=shared)
+        controls, network = request.controls, self.parts.network
+        if not controls.neutral or controls.processors or request.stopping_criteria:
+            row.history, row.device = History(request.prompt, request.max_new_tokens), network.device
+        if not follows(self.parts.acceptor):
+            row.memories = tuple(memory_of(each, request.prompt, network.vocab_size) for each in controls.processors)
+        if request.stop:
+            assert self.parts.tokenizer is not None
+            row.transcript = Transcript(self.parts.tokenizer, request.prompt, request.stop)
+        if request.controller is not None:
+            self._steering.assign(row.id, request.controller)
+        return row
+
+    def _check_controller(self, name: str | None) -> None:
+        if name is not None and name not in CONTROLLERS:
+            raise RequestError(f"controller: '{name}' does not exist; choose one of {', '.join(CONTROLLERS)}")
+        drafter = self.parts.drafter
+        if name == "threshold" and drafter is not None and not drafter.heeds_thresholds:
+            raise RequestError(
+                "controller: 'threshold' ends a draft where the drafter is unsure, and this one does not tell"
             )
 
     def _admit(self) -> None:
@@ -190,6 +240,9 @@ class Engine:
         """Read prompts, first come first served; at most two chunks a step, so that running rows never wait long."""
         budget = 2 * self.prefill_chunk
         for row in [row for row in self._slots.rows if not row.ready]:
+            source = self._slots.sibling(row)
+            if source is not None:
+                self._guarded([row], lambda row=row, source=source: self._copy_prompt(source, row))  # type: ignore[misc]
             while not row.ready and budget > 0:
                 budget -= self._guarded([row], lambda row=row: self._prefill_chunk(row))  # type: ignore[misc]
 
@@ -200,11 +253,36 @@ class Engine:
         stop = min(start + self.prefill_chunk, row.prompt_length - 1)
         with parts.clock.phase("prefill"):
             wanted = drafter.hidden_layers if drafter else ()
-            hidden = read(parts.network, parts.cache, row.slot, row.tokens[start:stop], start, hidden_layers=wanted)
+            where = (parts.network, parts.cache, row.slot, row.tokens[start:stop], start)
+            if row.request.prompt_logprobs is None:
+                hidden = read(*where, hidden_layers=wanted)
+            else:
+                hidden, logits = read_and_score(*where, hidden_layers=wanted)
+                foreseen = row.tokens[start + 1 : stop + 1]
+                row.prompt_logprobs += logprobs.of_prompt(logits, foreseen, row.request.prompt_logprobs)
             if drafter and row.request.speculate:
                 drafter.prefill(row, start, stop, hidden)
         row.prefilled = stop
+        if row.shared is not None:
+            row.shared.keep(start, stop, hidden, last=row.ready)
         return stop - start
+
+    def _copy_prompt(self, source: LiveRow, row: LiveRow) -> None:
+        """Begin with the rows of the target's cache, and of the drafter's, that another row of the prompt has."""
+        drafter, parts = self.parts.drafter, self.parts
+        assert row.shared is not None
+        length = row.prompt_length - 1
+        with parts.clock.phase("prefill"):
+            parts.cache.copy(source.slot, row.slot, length)
+            if drafter and row.request.speculate:
+                if drafter.copy(source, row):
+                    for cache in parts.drafter_caches:
+                        cache.copy(source.slot, row.slot, min(length, cache.lengths[source.slot]))
+                else:
+                    for start, stop, hidden in row.shared.hidden:
+                        drafter.prefill(row, start, stop, hidden)
+        row.prefilled, row.prompt_logprobs = length, source.prompt_logprobs
+        row.shared.got()
 
     # -- a round ---------------------------------------------------------------------------------------------------
 
@@ -219,14 +297,16 @@ class Engine:
         with clock.phase("verify"):
             scores = parts.verifier.score(batch, draft)
         with clock.phase("accept"):
-            verdict = parts.acceptor.decide(batch, draft, scores)
-            ties = self._ties(batch, draft, scores, verdict)
+            decision = decide(parts.acceptor, batch, rows, draft, scores, parts.network.dtype)
+            verdict = decision.verdict
+            ties = self._ties(batch, draft, decision.scores, verdict)
             packed = torch.cat(
                 [draft.lengths[:, None], verdict.accepted[:, None], verdict.tokens, ties], dim=1
             ).tolist()
         levels = nodes_by_level(draft, [line[0] for line in packed])
         committed = [line[2 : line[1] + 3] for line in packed]
-        events = self._commit(batch, draft, scores, verdict, levels, committed)
+        events = self._commit(batch, draft, scores, decision, levels, committed)
+        events = self._with_logprobs(batch, scores, decision, events)
         near = [line[2 + verdict.tokens.shape[1] :] for line in packed]
         self._count(batch, levels, committed, near, events, resumed=scores.resumed)
         self._learn(batch, levels, committed, before)
@@ -239,7 +319,7 @@ class Engine:
         """What the controller wants, within each row's limits: the extra token needs room as well."""
         if self.parts.drafter is None:
             return (0,) * len(rows)
-        wanted = self.parts.controller.lengths([row.id for row in rows])
+        wanted = self._steering.lengths([row.id for row in rows])
         return tuple(
             min(length, row.remaining - 1) if row.request.speculate else 0
             for length, row in zip(wanted, rows, strict=True)
@@ -250,7 +330,7 @@ class Engine:
         if self.parts.drafter is None:
             return ()
         sampled = [row.request.sampling.temperature > 0 for row in rows]
-        return tuple(self.parts.controller.thresholds([row.id for row in rows], sampled))
+        return tuple(self._steering.thresholds([row.id for row in rows], sampled))
 
     def _sampling_of(self, rows: list[LiveRow]) -> Sampling:
         """The rows' sampling settings as tensors, made anew only when the rows change."""
@@ -271,18 +351,20 @@ class Engine:
         batch: Batch,
         draft: Draft,
         scores: Scores,
-        verdict: Verdict,
+        decision: Decision,
         levels: list[list[int]],
         committed: list[list[int]],
     ) -> list[Event]:
         """Append each row's tokens, cut where its text ends, and keep exactly their cache rows."""
-        events = []
-        for row, drafted, tokens in zip(batch.rows, levels, committed, strict=True):
+        events, verdict = [], decision.verdict
+        for index, (row, drafted, tokens) in enumerate(zip(batch.rows, levels, committed, strict=True)):
             assert isinstance(row, LiveRow)
-            kept, reason = ending(row, tokens)
+            judged = index in decision.ended
+            kept, reason = (len(tokens), decision.ended[index]) if judged else ending(row, tokens)
             row.tokens += tokens[:kept]
             report = row.report if reason else None
             events.append(Event(row.id, tuple(tokens[:kept]), reason, report, tuple(drafted), len(tokens) - 1))
+        decision.settle([len(event.tokens) for event in events])
         starts = [length - 1 for length in batch.lengths]
         nodes = [len(event.tokens) - 1 for event in events]
         self.parts.cache.commit(starts, nodes, None if draft.parents is None else verdict.path)
@@ -301,6 +383,35 @@ class Engine:
         if batch.sampling.mixed:
             close = close & (batch.sampling.temperature == 0)[:, None]
         return close if draft.parents is None else of_committed(close, verdict)  # a chain's path is its rows
+
+    def _with_logprobs(self, batch: Batch, scores: Scores, decision: Decision, events: list[Event]) -> list[Event]:
+        """The events, and in those of rows that asked how likely their tokens were.
+
+        scores: the target's own answer, before any control.
+        """
+        verdict = decision.verdict
+        requests = [row.request for row in batch.rows]
+        asked = [b for b, request in enumerate(requests) if request.logprobs is not None]
+        kept = [b for b, request in enumerate(requests) if request.keep_logits]
+        told = list(events)
+        if asked or kept:
+            logits = logprobs.behind(scores.logits, verdict).float()
+            for b in kept:
+                told[b] = replace(told[b], logits=logits[b, : len(told[b].tokens)].clone())
+        if asked:
+            raw = torch.tensor([request.logprobs_mode == "raw" for request in requests], device=logits.device)
+            if any(requests[b].logprobs_mode == "processed" for b in asked):
+                edited = logprobs.behind(decision.scores.logits, verdict)
+                logits = torch.where(raw[:, None, None], logits, truncated(edited, batch.sampling))
+            said = logits[asked].log_softmax(-1)
+            top = [requests[b].logprobs or 0 for b in asked]
+            for b, line in zip(asked, logprobs.of_tokens(said, verdict.tokens[asked], top), strict=True):
+                told[b] = replace(told[b], logprobs=tuple(line[: len(told[b].tokens)]))
+        for b, row in enumerate(batch.rows):
+            if requests[b].prompt_logprobs is not None and batch.lengths[b] == row.prompt_length:
+                assert isinstance(row, LiveRow)
+                told[b] = replace(told[b], prompt_logprobs=tuple(row.prompt_logprobs))
+        return told
 
     def _count(
         self,
@@ -329,7 +440,7 @@ class Engine:
         """Tell the controller what the round cost and gave."""
         after = self.parts.clock.snapshot()[0]
         spent = {phase: after[phase] - before[phase] for phase in after}
-        self.parts.controller.observe(
+        self._steering.observe(
             Round(
                 rows=tuple(row.id for row in batch.rows),
                 drafted=tuple(len(nodes) for nodes in levels),
@@ -348,7 +459,7 @@ class Engine:
         row.report.seconds = time.perf_counter() - row.joined
         row.report.time = {phase: phases[phase] - row.clock_at_join[0][phase] for phase in phases}
         row.report.forward_time = {phase: forwards[phase] - row.clock_at_join[1][phase] for phase in forwards}
-        row.report.controller = self.parts.controller.state(row.id)
+        row.report.controller = self._steering.state(row.id)
         self._release(row)
 
     def _release(self, row: LiveRow) -> None:
@@ -359,7 +470,7 @@ class Engine:
             if self.parts.drafter:
                 self.parts.drafter.release(row)
         finally:
-            self.parts.controller.release(row.id)
+            self._steering.release(row.id)
             self._slots.leave(row)
 
     def _guarded(self, rows: Sequence[LiveRow], work: Callable[[], T]) -> T:

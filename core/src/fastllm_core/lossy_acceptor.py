@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, Literal
 
-import torch
-
 from .acceptance import match
 from .acceptor import DRAWN_FROM_Q, reject
 from .lossy_rules import lenient_greedy, typical
 from .protocols import Draft, Guarantee, Proposal, Scores, Verdict
 from .sampling import warp
+from .verdicts import either
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .batch import Batch
 
 LossyRule = Literal["typical", "lenient"]
@@ -76,13 +73,4 @@ class LossyAcceptor:
         drawn = reject(batch, draft, q, warp(scores.logits, sampling), self._proposal, lenience=self._lenience)
         if not sampling.mixed:
             return drawn
-        return _either(sampling.temperature > 0, drawn, lenient_greedy(*tree, scores.logits, lenience=self._lenience))
-
-
-def _either(first: Tensor, one: Verdict, other: Verdict) -> Verdict:
-    """Row by row one verdict or another. first: bool[B]."""
-    return Verdict(
-        torch.where(first, one.accepted, other.accepted),
-        torch.where(first[:, None], one.path, other.path),
-        torch.where(first[:, None], one.tokens, other.tokens),
-    )
+        return either(sampling.temperature > 0, drawn, lenient_greedy(*tree, scores.logits, lenience=self._lenience))

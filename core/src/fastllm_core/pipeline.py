@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
+from .asking import controls_of, made_for
 from .assembly import assemble
 from .backend import Backend, make_backend
 from .compose import Selection, select
@@ -20,6 +21,7 @@ from .device import Device, select_device
 from .errors import RequestError
 from .generation import Generation, Piece, Settings
 from .models import LoadedModel, load_model
+from .processors import refuse_sharing
 from .prompts import Prompt, encode, is_batch
 from .request import Request, SamplingParams
 from .rows import Event
@@ -81,13 +83,15 @@ class Pipeline:
         """Continue one prompt (a `Generation`) or a list of them (a list, decoded side by side).
 
         prompt: text, token ids, or chat messages (`{"role": ..., "content": ...}`), or a list of these.
-        settings: see `Settings`; prompt i of a list uses seed + i.
+        settings: see `Settings`; prompt i of a list uses seed + i. With `n`, each answer is a list of n samples.
         Raises RequestError if a prompt or a setting is impossible, before any work is done.
         """
-        if not is_batch(prompt):
-            return self._generate([self.request(cast("Prompt", prompt), **settings)])[0]
-        prompts = cast("Sequence[Prompt]", prompt)
-        return self._generate([self.request(one, index=i, **settings) for i, one in enumerate(prompts)])
+        samples = settings.pop("n", None)
+        if samples is not None and samples < 1:
+            raise RequestError(f"n must be at least 1, not {samples}")
+        prompts = cast("Sequence[Prompt]", prompt) if is_batch(prompt) else [cast("Prompt", prompt)]
+        results = self._generate([self.request(one, index=i, **settings) for i, one in enumerate(prompts)], samples)
+        return results if is_batch(prompt) else results[0]
 
     def stream(self, prompt: Prompt, **settings: Unpack[Settings]) -> Iterator[Piece]:
         """Continue one prompt, round by round. Closing the iterator early frees the row.
@@ -98,25 +102,49 @@ class Pipeline:
         self._check(request)
         return self._stream(request)
 
+    def events(self, requests: Sequence[Request], samples: int = 1) -> Iterator[tuple[int, Event]]:
+        """Decode requests side by side: what each round did, by row; so many rows for each request, one after another.
+
+        Raises as `generate` does, before any work. Closing the iterator early frees the rows.
+        """
+        with self._rows(requests, samples) as ids:
+            live = dict(enumerate(ids))
+            while live:
+                for index, row in list(live.items()):
+                    event = self._next(row)
+                    if event.finish_reason is not None:
+                        del live[index]
+                    yield index, event
+
     def request(self, prompt: Prompt, *, index: int = 0, **settings: Unpack[Settings]) -> Request:
         """The engine's request for a prompt: settings, then the configuration's, then the model's own defaults."""
         ids = encode(prompt, self.target)
         for name in settings:
             if name not in Settings.__annotations__:
                 raise RequestError(f"there is no setting '{name}'{did_you_mean(name, Settings.__annotations__)}")
+        if settings.get("n") is not None:
+            raise RequestError("n: a request and a stream are one text; take generate, or Engine.add_samples")
         asked = {name: value for name, value in settings.items() if value is not None}
-        defaults = {name: value for name, value in self.config.sampling.model_dump().items() if value is not None}
+        dumped = self.config.sampling.model_dump()
+        defaults = {name: value for name, value in dumped.items() if value is not None and value != {}}
         chosen: dict[str, Any] = {**defaults, **asked}
         stop = chosen.get("stop", ())
         seed = chosen.get("seed")
+        eos_token_ids = frozenset() if chosen.get("ignore_eos") else self.target.eos_token_ids
         return Request(
             prompt=tuple(ids),
             max_new_tokens=chosen.get("max_new_tokens", self._default_new_tokens(len(ids))),
             sampling=self._sampling(chosen),
             seed=None if seed is None else seed + index,
-            eos_token_ids=frozenset() if chosen.get("ignore_eos") else self.target.eos_token_ids,
+            eos_token_ids=eos_token_ids,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             speculate=chosen.get("speculate", True),
+            logprobs=chosen.get("logprobs"),
+            prompt_logprobs=chosen.get("prompt_logprobs"),
+            logprobs_mode=chosen.get("logprobs_mode", "raw"),
+            controls=controls_of(chosen, self.target, tuple(ids)),
+            stopping_criteria=made_for(chosen.get("stopping_criteria", ()), tuple(ids)),
+            controller=chosen.get("controller"),
         )
 
     def close(self) -> None:
@@ -164,18 +192,17 @@ class Pipeline:
             raise RequestError("the pipeline is closed")
         self.engine.check(request)
 
-    def _generate(self, requests: list[Request]) -> list[Generation]:
-        with self._rows(requests) as rows:
-            return [self._finish(row, request) for row, request in zip(rows, requests, strict=True)]
+    def _generate(self, requests: list[Request], samples: int | None = None) -> list[Any]:
+        count = samples or 1
+        with self._rows(requests, count) as rows:
+            results = [self._finish(row, requests[i // count]) for i, row in enumerate(rows)]
+        return results if samples is None else [results[i : i + count] for i in range(0, len(results), count)]
 
     def _finish(self, row: int, request: Request) -> Generation:
-        tokens: list[int] = []
-        while True:
-            event = self._next(row)
-            tokens += event.tokens
-            if event.finish_reason is not None:
-                text = self._text(request, tokens)
-                return _generation(request, tokens, text, event)
+        events: list[Event] = []
+        while not events or events[-1].finish_reason is None:
+            events.append(self._next(row))
+        return _generation(request, events, self._text(request, [token for event in events for token in event.tokens]))
 
     def _text(self, request: Request, tokens: Sequence[int]) -> str:
         tokenizer = self.target.tokenizer
@@ -184,28 +211,29 @@ class Pipeline:
     def _stream(self, request: Request) -> Iterator[Piece]:
         tokenizer = self.target.tokenizer
         transcript = None if tokenizer is None else Transcript(tokenizer, request.prompt, request.stop)
-        tokens: list[int] = []
+        events: list[Event] = []
         with self._rows([request]) as (row,):
             while True:
                 event = self._next(row)
-                tokens += event.tokens
+                events.append(event)
                 last = event.finish_reason is not None
                 text = "" if transcript is None else _shown(transcript, event.tokens, last=last)
                 drafted, accepted = sum(event.drafted), event.accepted
                 if last:
                     whole = "" if transcript is None else transcript.text
-                    result = _generation(request, tokens, whole, event)
-                    yield Piece(text, event.tokens, result, drafted, accepted)
+                    result = _generation(request, events, whole)
+                    yield Piece(text, event.tokens, result, drafted, accepted, event.logprobs)
                     return
-                yield Piece(text, event.tokens, None, drafted, accepted)
+                yield Piece(text, event.tokens, None, drafted, accepted, event.logprobs)
 
     @contextmanager
-    def _rows(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Rows for some requests, freed at the end whatever happened."""
+    def _rows(self, requests: Sequence[Request], samples: int = 1) -> Iterator[list[int]]:
+        """Rows for some requests, so many for each, freed at the end whatever happened."""
         with self._lock:
             for request in requests:
                 self._check(request)
-            rows = [self.engine.add(request) for request in requests]
+            refuse_sharing(requests, self.target.vocab_size)
+            rows = [row for request in requests for row in self.engine.add_samples(request, samples)]
             self._inbox.update((row, deque()) for row in rows)
         try:
             yield rows
@@ -317,10 +345,21 @@ def _shown(transcript: Transcript, tokens: Sequence[int], *, last: bool) -> str:
     return transcript.release(last=last)
 
 
-def _generation(request: Request, tokens: Sequence[int], text: str, event: Event) -> Generation:
-    assert event.finish_reason is not None
-    assert event.report is not None
-    return Generation(text, tuple(tokens), event.finish_reason, request.prompt, event.report)
+def _generation(request: Request, events: Sequence[Event], text: str) -> Generation:
+    last = events[-1]
+    assert last.finish_reason is not None
+    assert last.report is not None
+    tokens = tuple(token for event in events for token in event.tokens)
+    said = tuple(token for event in events for token in event.logprobs)
+    return Generation(
+        text,
+        tokens,
+        last.finish_reason,
+        request.prompt,
+        last.report,
+        logprobs=None if request.logprobs is None else said,
+        prompt_logprobs=None if request.prompt_logprobs is None else events[0].prompt_logprobs,
+    )
 
 
 def _ended(inbox: deque[Event | BaseException]) -> bool:

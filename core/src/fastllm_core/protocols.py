@@ -157,8 +157,19 @@ class Drafter(Protocol):
         """
         return
 
+    def copy(self, source: Row, row: Row) -> bool:
+        """A joining row has the prompt that `source` had: copy what is kept for it beside the rows of caches.
+
+        Returns whether that was done; the engine then copies the prompt's rows in the drafter's caches. If not, as by
+        default, `prefill` is called for the row as for any other.
+        """
+        return False
+
     def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """The round is decided and committed: `batch.lengths` still says where it began, `row.tokens` has grown."""
+        """The round is decided and committed: `batch.lengths` still says where it began, `row.tokens` has grown.
+
+        scores: the target's own answer, before any control.
+        """
         return
 
     def release(self, row: Row) -> None:
@@ -186,12 +197,19 @@ class Verifier(Protocol):
 
 
 class Acceptor(Protocol):
-    """Acceptance: which path do we keep, and what is the extra token?"""
+    """Acceptance: which path do we keep, and what is the extra token?
+
+    One that can decide about the children of a single row, from that row's logits alone, may also have
+    `follow(batch, children, logits)`, as `ExactAcceptor` does: rows with logits processors then walk down their drafts.
+    """
 
     guarantee: Guarantee
 
     def decide(self, batch: Batch, draft: Draft, scores: Scores) -> Verdict:
-        """Decide every row with its own sampling settings and its own keyed uniforms."""
+        """Decide every row with its own sampling settings and its own keyed uniforms.
+
+        scores: the target's answer after the rows' controls.
+        """
         ...
 
 
@@ -228,6 +246,10 @@ class KVCache(Protocol):
 
     def move(self, source: int, target: int) -> None:
         """Row `source` becomes row `target`, whose contents are dropped."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Row `target` begins with the first `length` slots of row `source`, and has no more. Both are reserved."""
         ...
 
     def release(self, slot: int) -> None:

@@ -65,6 +65,14 @@ def fresh_seed() -> int:
     return secrets.randbits(63)
 
 
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of one of several samples of a prompt: number 0 has the seed itself, the others one that is mixed of it.
+
+    Not seed + index, which the next prompt of a list has already.
+    """
+    return seed if index == 0 else _mix_int(_mix_int((seed & _MASK) + _STEP) ^ index * _STEP)
+
+
 @lru_cache(maxsize=4096)  # a request asks for the same few in every round
 def _stream(seed: int, purpose: int) -> int:
     return _mix_int(_mix_int(seed + _STEP) + purpose * _STEP)

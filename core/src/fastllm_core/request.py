@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+from .controls import Controls, StoppingCriterion
 from .errors import RequestError
+
+LogprobsMode = Literal["raw", "processed"]
+"""Of which distribution log-probabilities are: the model's own, or the one that a token was chosen from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,21 @@ class Request:
     """Strings that end the text, which is cut before them."""
     speculate: bool = True
     """False: this row decodes plainly, even beside rows that speculate."""
+    logprobs: int | None = None
+    """How likely each generated token was, and this many of the most likely ones in its place; None: not computed."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens; always of the model's own distribution."""
+    logprobs_mode: LogprobsMode = "raw"
+    """"raw": of the model's own distribution; "processed": of the one that the token was chosen from, after every
+    control (a greedy row: after all but the choice itself)."""
+    keep_logits: bool = False
+    """Hand out the model's logits behind every generated token (`Event.logits`)."""
+    controls: Controls = field(default_factory=Controls)
+    """What is done to the logits before temperature and truncation."""
+    stopping_criteria: tuple[StoppingCriterion, ...] = ()
+    """Asked after every token of the text, in order; the token at which one says yes is kept."""
+    controller: str | None = None
+    """Who chooses this row's draft lengths, if not the engine's own controller: a name as for `draft.controller`."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be decoded."""
@@ -56,3 +76,12 @@ class Request:
             raise RequestError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if any(not text for text in self.stop):
             raise RequestError("stop: an empty string would stop everywhere; leave it out")
+        for name in ("logprobs", "prompt_logprobs"):
+            wanted = getattr(self, name)
+            if wanted is not None and wanted < 0:
+                raise RequestError(f"{name} must be 0 (the token alone) or a number of alternatives, not {wanted}")
+        if self.logprobs_mode not in get_args(LogprobsMode):
+            raise RequestError(f'logprobs_mode must be "raw" or "processed", not {self.logprobs_mode!r}')
+        for criterion in self.stopping_criteria:
+            if not callable(criterion):
+                raise RequestError(f"stopping_criteria: a {type(criterion).__name__} cannot be called")

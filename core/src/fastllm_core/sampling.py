@@ -77,6 +77,17 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     """
     if sampling.greedy:
         return _one_hot(logits)
+    probs = truncated(logits, sampling).softmax(-1)
+    if sampling.mixed:
+        probs = torch.where(_per_row(sampling.temperature > 0), probs, _one_hot(logits))
+    return probs
+
+
+def truncated(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The logits of the distribution that each row samples from; those of a greedy row stay as they are.
+
+    logits: float[B, W, V]. Returns float32[B, W, V], -inf for what was cut.
+    """
     scores = logits.float() / _per_row(torch.where(sampling.temperature > 0, sampling.temperature, 1.0))
     if sampling.largest_k:
         scores = _keep_top_k(scores, sampling)
@@ -84,10 +95,7 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
         scores = _keep_top_p(scores, sampling)
     if sampling.uses_min_p:
         scores = _keep_min_p(scores, sampling)
-    probs = scores.softmax(-1)
-    if sampling.mixed:
-        probs = torch.where(_per_row(sampling.temperature > 0), probs, _one_hot(logits))
-    return probs
+    return torch.where(_per_row(sampling.temperature > 0), scores, logits.float()) if sampling.mixed else scores
 
 
 def draw(probs: Tensor, u: Tensor) -> Tensor:

@@ -28,6 +28,12 @@ class Slots:
         """The rows that take part in rounds. One that is ready early (a prompt of one token) waits for its elders."""
         return list(takewhile(lambda row: row.ready, self.rows))
 
+    def sibling(self, row: LiveRow) -> LiveRow | None:
+        """A row that has read the prompt that this one has yet to read."""
+        if row.shared is None:
+            return None
+        return next((other for other in self.rows if other.shared is row.shared and other.ready), None)
+
     def join(self, row: LiveRow) -> None:
         """Give a row the next slot."""
         row.slot = len(self.rows)

@@ -6,6 +6,7 @@ i + 1 is node i, so the row of a node's parent is `parents + 1`. Nothing here wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,6 +97,25 @@ def tree_verdict(tokens: Tensor, kept: Tensor, extra: Tensor) -> Verdict:
     node = torch.arange(count, device=tokens.device).expand_as(tokens)
     order = node.where(kept, count).sort(1).values.clamp(max=count - 1)
     return _verdict(tokens.gather(1, order), order, kept.sum(1), extra)
+
+
+def either(first: Tensor, one: Verdict, other: Verdict) -> Verdict:
+    """Row by row one verdict or another of the same draft. first: bool[B]."""
+    return Verdict(
+        torch.where(first, one.accepted, other.accepted),
+        torch.where(first[:, None], one.path, other.path),
+        torch.where(first[:, None], one.tokens, other.tokens),
+    )
+
+
+def replaced(verdict: Verdict, rows: Sequence[int], other: Verdict) -> Verdict:
+    """A verdict in which another has the word on some rows, by index. other: of those rows alone, as wide."""
+    index = torch.tensor(rows, device=verdict.accepted.device)
+    return Verdict(
+        verdict.accepted.index_copy(0, index, other.accepted),
+        verdict.path.index_copy(0, index, other.path),
+        verdict.tokens.index_copy(0, index, other.tokens),
+    )
 
 
 def _verdict(tokens: Tensor, nodes: Tensor, accepted: Tensor, extra: Tensor) -> Verdict:

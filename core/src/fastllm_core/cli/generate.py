@@ -23,6 +23,7 @@ from .settings import (
     TrustRemoteCode,
     configure,
     examples,
+    pairs,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     'fastllm generate --model Qwen/Qwen3-0.6B --chat "Why is the sky blue?"',
     "fastllm generate --file story.txt --max-new-tokens 200 --json",
     'echo "The little dog" | fastllm generate - --set draft.length=3',
+    'fastllm generate "Once upon a time" --temperature 0.8 --n 3 --json --logprobs 2',
     'fastllm generate "Once upon a time" --trace --trace-html trace.html',
 )
 def generate(
@@ -55,8 +57,27 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Keep the fewest tokens whose probability reaches p.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the most likely one.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Samples of each prompt, which is read once.")] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --json: how likely each token was, and as many alternatives as this."),
+    ] = None,
+    prompt_logprobs: Annotated[int | None, typer.Option(min=0, help="The same of the prompt's tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the text before this string. Repeatable.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after an end-of-text token.")] = False,
+    ignore_eos: Annotated[bool | None, typer.Option("--ignore-eos", help="Go on after an end-of-text token.")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="No end-of-text token before so many tokens.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: what is there already becomes less likely.")
+    ] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="Off the logit of what was generated.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="The same, for every time.")] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(help="No sequence of so many tokens occurs twice; 0 allows all.")
+    ] = None,
+    bad_word: Annotated[list[str] | None, typer.Option(help="Never write this word. Repeatable.")] = None,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(metavar="ID=BIAS", help="Add to the logit of a token. Repeatable.")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are messages to a chat model.")] = False,
     system: Annotated[str | None, typer.Option(help="System message; implies --chat.")] = None,
     stream: Annotated[
@@ -80,6 +101,10 @@ def generate(
         raise typer.BadParameter("--stream prints text and --json an object: choose one")
     if trace and as_json:
         raise typer.BadParameter("--trace prints text and --json an object: choose one, or take --trace-html")
+    if (logprobs is not None or prompt_logprobs is not None) and not as_json:
+        raise typer.BadParameter("--logprobs and --prompt-logprobs are shown in an object: add --json")
+    if n is not None and (stream or trace or trace_html is not None):
+        raise typer.BadParameter("--n gives several texts of a prompt, and --stream and --trace show one: choose one")
     chosen = configure(config, settings, model=model, method=method, device=device, dtype=dtype)
     asked: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -90,6 +115,15 @@ def generate(
         "seed": seed,
         "stop": tuple(stop or ()),
         "ignore_eos": ignore_eos,
+        "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
+        "min_new_tokens": min_new_tokens,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "bad_words": bad_word or None,
+        "logit_bias": pairs("--logit-bias", logit_bias, "17=-2.5") or None,
     }
     inputs = [_messages(text, system) if chat or system is not None else text for text in texts]
     from ..pipeline import load  # torch enters here
@@ -100,10 +134,10 @@ def generate(
             results = traced.generate(pipeline, inputs, asked, show=trace, page=trace_html)
             if not trace:
                 _print(results, as_json)
-        elif stream or (stream is None and not as_json and len(inputs) == 1 and sys.stdout.isatty()):
+        elif stream or (stream is None and not as_json and n is None and len(inputs) == 1 and sys.stdout.isatty()):
             results = [_streamed(pipeline, each, asked) for each in inputs]
         else:
-            results = pipeline.generate(inputs, **asked)
+            results = [sample for samples in pipeline.generate(inputs, **asked, n=n or 1) for sample in samples]
             _print(results, as_json)
     if stats:
         for result in results:
@@ -159,19 +193,10 @@ def _streamed(pipeline: Pipeline, prompt: Any, asked: dict[str, Any]) -> Generat
 
 def _print(results: Sequence[Generation], as_json: bool) -> None:
     if as_json:
-        objects = [_as_object(result) for result in results]
+        objects = [result.to_dict() for result in results]
         typer.echo(json.dumps(objects[0] if len(objects) == 1 else objects, ensure_ascii=False, indent=2))
         return
     typer.echo("\n\n".join(result.text for result in results))
-
-
-def _as_object(result: Generation) -> dict[str, Any]:
-    return {
-        "text": result.text,
-        "token_ids": list(result.token_ids),
-        "finish_reason": result.finish_reason,
-        "report": result.report.to_dict(),
-    }
 
 
 command = generate

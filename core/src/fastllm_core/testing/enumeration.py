@@ -8,18 +8,23 @@ a later one, gives the same number again, so randomness that is reused shows in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise, product
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..batch import Batch, Row
-from ..protocols import Acceptor, Draft, Drafter, Proposal, Scores
+from ..controls import Controls
+from ..deciding import decide
+from ..history import History
+from ..protocols import Acceptor, Draft, Drafter, Proposal, Scores, Verdict
 from ..randomness import Purpose
 from ..request import Request, SamplingParams
+from ..rows import LiveRow
 from ..sampling import Sampling, draw
 from ..verdicts import depths
 from .laws import Law, Table
@@ -34,6 +39,7 @@ A superset will do. What has no borders decides nothing.
 
 PROMPT = (0,)
 WARM = SamplingParams(temperature=1.0)
+NEUTRAL = Controls()
 _UNKNOWN = -1.0
 
 
@@ -90,6 +96,10 @@ class GridBatch(Batch):
 
     texts: Texts
 
+    def later(self, index: Sequence[int], rows: tuple[Row, ...]) -> Self:
+        """Some of its texts, with their numbers."""
+        return replace(super().later(index, rows), texts=self.texts.pick(torch.tensor(index)))
+
     def _keyed(self, purpose: Purpose, counters: list[list[tuple[int, int]]]) -> Tensor:
         keys = [(purpose, *pair) for pair in counters[0]]
         if any(key[1] < self.lengths[0] for key in keys):
@@ -121,6 +131,8 @@ class Enumeration:
     draft_length: int
     sampling: SamplingParams = WARM
     batch: type[GridBatch] = GridBatch
+    controls: Controls = NEUTRAL
+    """What is done to the table's logits. Processors may remember nothing: a round is repeated until it is whole."""
 
     def law(self) -> Law:
         """The law of the texts."""
@@ -142,7 +154,7 @@ class Enumeration:
             batch = self._batch(texts)
             try:
                 draft = self._propose(batch)
-                verdict = self.acceptor.decide(batch, draft, self._score(batch, draft))
+                verdict = self._decide(batch, draft)
                 break
             except _NewKeys as new:
                 for key in new.keys:
@@ -156,7 +168,7 @@ class Enumeration:
             yield Texts(torch.cat([some.tokens, verdict.tokens[index, : accepted + 1]], 1), some.weights, ahead)
 
     def _batch(self, texts: Texts) -> GridBatch:
-        request = Request(PROMPT, self.count, self.sampling)
+        request = Request(PROMPT, self.count, self.sampling, controls=self.controls)
         rows = tuple(Row(i, request, [*PROMPT, *text], 0, i) for i, text in enumerate(texts.tokens.tolist()))
         most = min(self.draft_length, self.count - texts.tokens.shape[1] - 1)  # the extra token needs room
         sampling = Sampling.of([self.sampling] * len(rows), "cpu")
@@ -167,6 +179,13 @@ class Enumeration:
             return self.drafter.propose(batch)
         nothing = torch.zeros(len(batch), 0, dtype=torch.long)
         return Draft(nothing, torch.zeros(len(batch), dtype=torch.long))
+
+    def _decide(self, batch: GridBatch, draft: Draft) -> Verdict:
+        scores = self._score(batch, draft)
+        if self.controls == NEUTRAL:
+            return self.acceptor.decide(batch, draft, scores)
+        rows = [_live(row, self.count) for row in batch.rows]
+        return decide(self.acceptor, batch, rows, draft, scores, torch.float32).verdict
 
     def _score(self, batch: GridBatch, draft: Draft) -> Scores:
         return Scores(_rows(self.p, batch, draft.tokens, draft.parents).log())
@@ -202,6 +221,15 @@ class TableTree(Drafter):
         chain = bool((self.parents == torch.arange(self.parents.shape[1]) - 1).all())
         lengths = torch.full((len(batch),), count)
         return Draft(tokens, lengths, None if chain else parents, probs)
+
+
+def _live(row: Row, count: int) -> LiveRow:
+    """A row with its history."""
+    live = LiveRow(row.id, row.request, row.tokens, row.seed, row.slot, history=History(row.request.prompt, count))
+    assert live.history is not None
+    for token in row.tokens[row.prompt_length :]:
+        live.history.append(token)
+    return live
 
 
 def _rows(table: Table, batch: Batch, tokens: Tensor, parents: Tensor | None) -> Tensor:

@@ -48,6 +48,7 @@ CHECKS: Final[tuple[tuple[Function, Callable[[Subject], bool]], ...]] = (
     (text.check_mixed_attention, _composes),
     (text.check_ends, _composes),
     (text.check_mixed_requests, _composes),
+    (text.check_controls, _composes),
     (law.check_sampled_law, _composes),
     (law.check_law_over_rounds, _composes),
     (law.check_matched_law, lambda subject: subject.drafts and not subject.lossy),

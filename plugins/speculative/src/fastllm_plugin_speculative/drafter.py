@@ -59,6 +59,10 @@ class DraftModel(Drafter):
         """Read the same piece of the prompt as the target just did."""
         self._read(row, start, stop)
 
+    def copy(self, source: Row, row: Row) -> bool:
+        """Nothing is kept for a row beside the cache."""
+        return True
+
     def propose(self, batch: Batch) -> Draft:
         """Draft `max(batch.draft_lengths)` tokens for every row, or fewer where all are unsure; the rest is padding.
 

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from ...controls import Controls
 from ...programs import ProgramFolder
 from ...request import Request
 from .. import situations
+from ..processors import AfterSum, Alternating, Parity, Rolling
 from ..situations import drafters, expect_same, greedy, plain_texts, prompts, sampled
 from ..subject import Subject, TinyTarget, Toy
 from ..unrolled import Unrolled
 
 LENGTHS = (1, 5)
 """Draft lengths that are tried."""
+CONTROLS: Final[tuple[Callable[[], dict[str, Any]], ...]] = (
+    dict,
+    lambda: {"controls": Controls(repetition_penalty=1.4)},
+    lambda: {"controls": Controls(frequency_penalty=1.2, presence_penalty=0.5, no_repeat_ngram_size=2)},
+    lambda: {"controls": Controls(sequence_bias=(((5,), 2.0), ((3, 9), -4.0)), bad_words=((7,), (8, 1)))},
+    lambda: {"controls": Controls(min_new_tokens=9), "eos_token_ids": frozenset(range(0, 64, 3))},
+    lambda: {"controls": Controls(processors=(Parity(),))},
+    lambda: {"controls": Controls(repetition_penalty=1.2, processors=(Alternating(), Rolling()))},
+    lambda: {"controls": Controls(processors=(Rolling(),)), "stopping_criteria": (AfterSum(400),)},
+)
+"""Fields of requests that change logits or ends."""
 
 
 def check_greedy_text(subject: Subject) -> None:
@@ -116,3 +130,23 @@ def _compare(
 
 def _beside(toy: Toy | None) -> str:
     return f", {toy.label}" if toy else ""
+
+
+def check_controls(subject: Subject) -> None:
+    """Under penalties, logits processors and stopping criteria, a state among them, text is plain decoding's.
+
+    Every row has another control, so that rows with and without them share rounds.
+    """
+    target = subject.target()
+    asked = prompts(len(CONTROLS) * 2, target.vocab_size)
+
+    def requests() -> list[Request]:  # each time with processors that have seen nothing
+        fields = [make() for make in (*CONTROLS, *CONTROLS)]
+        return [Request(prompt, 20, **field) for prompt, field in zip(asked, fields, strict=True)]
+
+    expected = plain_texts(subject, target, requests())
+    for toy in drafters(subject, requests(), expected):
+        for rows in (4, 1):
+            with subject.pipeline(target, config={"engine.max_rows": rows}, beside=toy) as pipeline:
+                texts = situations.texts(pipeline, requests(), every=2 if rows > 1 else 0)
+            expect_same(texts, expected, requests(), f"under controls, {rows} rows{_beside(toy)}")

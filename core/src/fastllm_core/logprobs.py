@@ -1,0 +1,80 @@
+"""How likely the target finds tokens: those that were generated, their alternatives, and those of the prompt.
+
+Nothing here takes part in deciding a text, and nothing is computed for a row that did not ask.
+Shapes as in `protocols`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .protocols import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was after everything before it."""
+
+    token_id: int
+    logprob: float
+    """The natural logarithm of its probability."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens there and their logarithms, the most likely first; as many as were asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON; the logarithm of 0 is None."""
+        return {
+            "token_id": self.token_id,
+            "logprob": _finite(self.logprob),
+            "top": [{"token_id": token, "logprob": _finite(value)} for token, value in self.top],
+        }
+
+
+def behind(logits: Tensor, verdict: Verdict) -> Tensor:
+    """The logits that each committed token was chosen by: float[B, D + 1, V]; beyond `accepted` they mean nothing.
+
+    logits: float[B, W, V].
+    """
+    rows = pad(verdict.path.clamp(min=-1) + 1, (1, 0))
+    return logits.gather(1, rows[:, :, None].expand(-1, -1, logits.shape[-1]))
+
+
+def of_tokens(logprobs: Tensor, tokens: Tensor, top: Sequence[int]) -> list[list[TokenLogprob]]:
+    """What a distribution says about tokens, read on the host in one go.
+
+    logprobs: float[B, K, V].  tokens: int64[B, K], negative where there is none.
+    top: how many alternatives each row wants.
+    """
+    ids = tokens.clamp(min=0)
+    chosen = logprobs.gather(-1, ids[:, :, None])[:, :, 0].tolist()
+    most = min(max(top), logprobs.shape[-1])
+    values, places = logprobs.topk(most, dim=-1)
+    lines = zip(ids.tolist(), chosen, places.tolist(), values.tolist(), top, strict=True)
+    return [
+        [
+            TokenLogprob(token, value, tuple(zip(where[:wanted], best[:wanted], strict=True)))
+            for token, value, where, best in zip(line, said, others, likely, strict=True)
+        ]
+        for line, said, others, likely, wanted in lines
+    ]
+
+
+def of_prompt(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+    """What the model said about the tokens of a prompt that it was reading.
+
+    logits: float[K, V].  tokens: the K tokens that each of these rows should have foreseen.
+    """
+    foreseen = torch.tensor([list(tokens)], device=logits.device)
+    return of_tokens(logits.float().log_softmax(-1)[None], foreseen, [top])[0]
+
+
+def _finite(value: float) -> float | None:
+    return None if value == float("-inf") else value
