@@ -22,7 +22,8 @@ class MedusaRecipe(Options):
     heads: int = Field(4, ge=1, description="Heads, K.")
     blocks: int = Field(1, ge=0, description="ResBlocks of a head.")
     output: Output = Field(
-        "own", description="Output matrix of a head: own, shared (the target's), low-rank, or delta (shared and low-rank)."
+        "own",
+        description="Output matrix of a head: own, shared (the target's), low-rank, or delta (shared and low-rank).",
     )
     rank: int = Field(64, ge=1, description="Rank of an output of low rank.")
     vocabulary: int | None = Field(
@@ -39,7 +40,10 @@ class MedusaRecipe(Options):
         "text", description="Heads learn the text's tokens, or what the target finds most likely behind the text."
     )
     soft: float = Field(
-        0.0, ge=0.0, le=1.0, description="Share of a head's loss that goes to the target's distribution, not to a label."
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of a head's loss that goes to the target's distribution, not to a label.",
     )
     joint: Joint = Field(
         "no",
@@ -62,7 +66,7 @@ class MedusaRecipe(Options):
     heads_rate: float = Field(4.0, gt=0.0, description="Learning rate of the heads over the target's, if that learns.")
     lora_rank: int = Field(32, ge=1, description="Rank of the adapters.")
     lora_alpha: float = Field(16.0, gt=0.0, description="Their scale, times rank.")
-    nodes: int = Field(32, ge=1, description="Drafted tokens of the tree that evaluations walk with.")
+    nodes: int = Field(16, ge=1, description="Drafted tokens of the tree that evaluations walk with.")
     seed: int = Field(0, description="Of the adapters' first weights.")
 
     @model_validator(mode="after")

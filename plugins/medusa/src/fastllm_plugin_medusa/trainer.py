@@ -27,6 +27,7 @@ from fastllm_core import Head, Judgement, Lesson, Network, Trainer
 from .heads import TOKEN_MAP, HeadsShape, MedusaHeads, build_heads, make_head, new_weights, trained
 from .recipe import COEFFICIENTS, MedusaRecipe, float_weights
 from .student import Student
+from .tree import grown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -192,7 +193,7 @@ class MedusaTrainer(Trainer):
     def tree(self, accuracies: Tensor) -> Sequence[tuple[int, ...]] | None:
         """The tree of `nodes` that is grown from how often each rank is right."""
         self.accuracies = [[round(share, 5) for share in head] for head in accuracies.tolist()]
-        return None
+        return grown(self.accuracies, self.options.nodes).paths
 
     def tuned(self) -> PreTrainedModel | None:
         """The target as it has been tuned, in the number format of the frozen one."""
@@ -214,7 +215,7 @@ class MedusaTrainer(Trainer):
 
     def generating(self, head: str) -> dict[str, Any]:
         """Options that draft with a head."""
-        return {"heads": head}
+        return {"heads": head, "nodes": self.options.nodes}
 
 
 def _roots(lesson: Lesson, row: int, head: int) -> Tensor:
