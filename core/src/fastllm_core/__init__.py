@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .hookspecs import API_VERSION, hookimpl
     from .journal import Journal
     from .layout import ancestors, chain, tree
-    from .lessons import Converter, Judgement, Lesson, Trainer, converter, trainer, visible
+    from .lessons import Converter, Judgement, Lesson, Published, Trainer, converter, trainer, visible
     from .models import LoadedModel, RegisteredModel, load_model, registered_model, verify_same_vocabulary
     from .network import Advance, Inputs, Network, Outputs, advanced
     from .options import Options
@@ -103,7 +103,7 @@ _PUBLIC = {
     "hookspecs": ("API_VERSION", "hookimpl"),
     "journal": ("Journal",),
     "layout": ("ancestors", "chain", "tree"),
-    "lessons": ("Converter", "Judgement", "Lesson", "Trainer", "converter", "trainer", "visible"),
+    "lessons": ("Converter", "Judgement", "Lesson", "Published", "Trainer", "converter", "trainer", "visible"),
     "models": ("LoadedModel", "RegisteredModel", "load_model", "registered_model", "verify_same_vocabulary"),
     "network": ("Advance", "Inputs", "Network", "Outputs", "advanced"),
     "options": ("Options",),

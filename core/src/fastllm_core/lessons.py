@@ -133,11 +133,24 @@ class Trainer(Protocol):
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A head as another program reads it."""
+
+    config: Mapping[str, Any]
+    """What goes into config.json."""
+    weights: Mapping[str, Tensor]
+    file: str = "model.safetensors"
+    """The name of the weights' file."""
+
+
 class Converter(Protocol):
     """How a method's head comes in from the format that its authors published (group `fastllm.converters`)."""
 
     Options: ClassVar[type[Options]]
     """What the published files do not say."""
+    layouts: tuple[str, ...] = ()
+    """Other programs' layouts that `export` writes."""
 
     def __init__(self, options: Any, network: Network) -> None:
         """options: an instance of `Options`.  network: the target that the head is for."""
@@ -148,6 +161,10 @@ class Converter(Protocol):
         Raises ModelError if they are not the method's.
         """
         ...
+
+    def export(self, head: Head, layout: str) -> Published:
+        """A head of the method in one of `layouts`. Raises ConfigError if the layout has no place for it."""
+        raise NotImplementedError
 
 
 def trainer(method: str) -> type[Trainer]:

@@ -12,7 +12,7 @@ output, r its rank, B rows, T places.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, get_args
 
 import torch
@@ -162,7 +162,19 @@ class MedusaHeads(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """What every head says at every place: float[B, T, H] to float[K, B, T, V]."""
+        if self.shape.output == "shared":  # the large matrix is read once
+            assert self.shared is not None
+            read = torch.stack([blocks(hidden) for blocks in self.blocks])
+            return nn.functional.linear(read.to(self.shared.dtype), self.shared)
         return torch.stack([self.head(index, hidden) for index in range(self.shape.heads)])
+
+    def first(self, count: int) -> MedusaHeads:
+        """The first few heads alone, on the same weights."""
+        few = MedusaHeads.__new__(MedusaHeads)
+        nn.Module.__init__(few)
+        few.shape = replace(self.shape, heads=count)
+        few.blocks, few.lm_heads, few.shared = self.blocks[:count], self.lm_heads[:count], self.shared  # type: ignore[assignment]
+        return few
 
     def head(self, index: int, hidden: Tensor) -> Tensor:
         """One head alone: float[..., H] to float[..., V]. A trainer saves memory with it."""
@@ -291,7 +303,7 @@ def _checked(shape: HeadsShape, network: Network, weights: Mapping[str, Tensor],
     told += [f"{name} is {tuple(weights[name].shape)}, not {wanted[name]}" for name in wrong[:1]]
     if not told and TOKEN_MAP in weights:
         tokens = weights[TOKEN_MAP]
-        if len(tokens) != len(tokens.unique()) or tokens.min() < 0 or tokens.max() >= network.vocab_size:
+        if len(tokens) != len(set(tokens.tolist())) or tokens.min() < 0 or tokens.max() >= network.vocab_size:
             told = [f"{TOKEN_MAP} does not name {shape.vocab_size} tokens of the target"]
     if told:
         raise ModelError(f"{source}: its weights do not fit its settings: {'; '.join(told)}")
