@@ -115,6 +115,14 @@ class HeadsShape:
             sizes[TOKEN_MAP] = (self.vocab_size,)
         return sizes
 
+    def growth(self) -> dict[str, Any]:
+        """Which axes are the target's hidden ones: see docs/authors/heads.md."""
+        layers = [f"blocks.{head}.layers.{block}" for head in range(self.heads) for block in range(self.blocks)]
+        reader = {"own": "weight", "low-rank": "down.weight", "delta": "down.weight"}.get(self.output)
+        readers = [f"lm_heads.{head}.{reader}" for head in range(self.heads) if reader]
+        makers = [[f"{layer}.weight", f"{layer}.bias"] for layer in layers]
+        return {"features": {"makers": makers, "readers": readers}, "settings": {"hidden": "hidden_size"}}
+
 
 class Blocks(nn.Module):
     """The ResBlocks of one head."""
@@ -269,7 +277,7 @@ def random_head(
 
 def make_head(shape: HeadsShape, network: Network, weights: Mapping[str, Tensor]) -> Head:
     """A head's folder for a target, from what the shape's weights are."""
-    return Head(METHOD, TargetIdentity.of(network), shape.settings(), dict(weights))
+    return Head(METHOD, TargetIdentity.of(network), shape.settings(), dict(weights), growth=shape.growth())
 
 
 def _output(shape: HeadsShape) -> nn.Module:

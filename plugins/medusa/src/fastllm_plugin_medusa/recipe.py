@@ -13,7 +13,7 @@ from .heads import Output
 Joint = Literal["no", "full", "lora"]
 """Whether the target learns as well: Medusa-1, Medusa-2 on all of its weights, or Medusa-2 on adapters."""
 COEFFICIENTS: Final[dict[Joint, float]] = {"no": 1.0, "full": 0.2, "lora": 0.01}
-"""c if it is not said: 0.01 with self-distillation is the paper's (section 2.3.2); 0.2 that of axolotl's Medusa fork."""
+"""c if it is not said: 0.01 with self-distillation is the paper's (section 2.3.2), 0.2 axolotl's Medusa fork's."""
 
 
 class MedusaRecipe(Options):
@@ -29,8 +29,8 @@ class MedusaRecipe(Options):
     vocabulary: int | None = Field(
         None,
         ge=2,
-        description="Entries that heads say: the first so many of the tokenizer, which orders them by how frequent they "
-        "are; unset is all.",
+        description="Entries that heads say: the first so many of the tokenizer, which orders them by frequency; "
+        "unset is all.",
     )
     decay: float = Field(0.8, gt=0.0, description="Head k counts decay^k in the loss.")
     weights: str | None = Field(

@@ -30,7 +30,7 @@ class Student:
     """A copy of the target in which gradients flow."""
 
     def __init__(self, options: MedusaRecipe, frozen: Network) -> None:
-        """options: which weights learn.  frozen: the target as it was. Raises UserError if peft is needed and absent."""
+        """options: which weights learn.  frozen: the target as it was. Raises UserError if peft is missing."""
         self.frozen = frozen
         self.adapted = options.joint == "lora"
         loaded = frozen.loaded

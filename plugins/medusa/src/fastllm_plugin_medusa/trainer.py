@@ -74,8 +74,8 @@ class MedusaTrainer(Trainer):
     def recipe(self, parameters: int) -> Mapping[str, Any]:
         """What suits a target of a size.
 
-        Beyond a billion parameters, and for joint training, the rates are those of the authors' scripts (1e-3 for heads,
-        1e-4 for adapters); up to 30 million what was tried on the demo model.
+        Up to 30 million parameters what was tried on the demo model, beyond them the rates of the authors' scripts (1e-3
+        for heads, 1e-4 for adapters), which were not tried here.
         """
         small = parameters <= 3e7
         if self.student is not None:
@@ -116,7 +116,7 @@ class MedusaTrainer(Trainer):
         return self.student.read(lesson)
 
     def _head_loss(self, head: int, hidden: Tensor, lesson: Lesson) -> Tensor:
-        """Summed over places: -log q(label), in part -sum_v p(v) log q(v) with p the frozen target's, behind the text."""
+        """Summed over places: -log q(label), in part -sum_v p(v) log q(v) with p the frozen target's."""
         ahead = head + 2
         counted = lesson.counted(ahead)
         if self.options.labels == "text":
@@ -150,7 +150,7 @@ class MedusaTrainer(Trainer):
         return pad(lesson.logits[:, head + 1 :], (0, 0, 0, head + 1))
 
     def _own_loss(self, lesson: Lesson, logits: Tensor) -> Tensor:
-        """What keeps a target that learns what it is: the text, or what it said before it learned, KL(before || now)."""
+        """What keeps a target that learns what it is: the text, or what it said before, KL(before || now)."""
         counted = lesson.counted()
         said = logits[counted].float()
         if (self.options.own or ("teacher" if self.options.joint == "lora" else "text")) == "text":
@@ -219,7 +219,7 @@ class MedusaTrainer(Trainer):
 
 
 def _roots(lesson: Lesson, row: int, head: int) -> Tensor:
-    """int64[C]: places of a row from which a head's draft is an answer, and before which the target has read a place."""
+    """int64[C]: places of a row from which a head's draft is an answer, and before which the text has a place."""
     documents = lesson.documents[row]
     begins = pad(documents[1:] != documents[:-1], (1, 0), value=True)
     return (lesson.counted(head + 1)[row] & ~begins).nonzero()[:, 0]
