@@ -49,7 +49,7 @@ class MedusaDrafter(Drafter):
         """Read heads and tree. Raises ModelError or ConfigError if they do not fit the target, or each other."""
         self.network = context.network
         head = load_head(options.heads, options.revision)
-        head.check(METHOD, TargetIdentity.of(self.network))
+        head.check(METHOD, TargetIdentity.of(self.network, body=head.target.body is not None))
         shape = HeadsShape.read(head.settings, head.source)
         shape.check(self.network, head.source)
         self.tree = tree_for(options, head, shape, context)

@@ -74,7 +74,7 @@ class MedusaTrainer(Trainer):
     def recipe(self, parameters: int) -> Mapping[str, Any]:
         """What suits a target of a size.
 
-        Up to 30 million parameters what was tried on the demo model, beyond them the rates of the authors' scripts (1e-3
+        Up to 30 million parameters what was tried on the demo model; beyond, the rates of the authors' scripts (1e-3
         for heads, 1e-4 for adapters), which were not tried here.
         """
         small = parameters <= 3e7
