@@ -115,6 +115,18 @@ class HeadsShape:
             sizes[TOKEN_MAP] = (self.vocab_size,)
         return sizes
 
+    def growth(self) -> dict[str, Any]:
+        """Which axes are the target's hidden ones: see docs/authors/heads.md."""
+        heads, blocks = range(self.heads), range(self.blocks)
+        parts = [f"blocks.{head}.layers.{block}" for head in heads for block in blocks]
+        read = {"own": ".weight", "low-rank": ".down.weight", "delta": ".down.weight"}.get(self.output)
+        return {
+            "residuals": [[f"{part}.weight", f"{part}.bias"] for part in parts],
+            "outputs": [f"lm_heads.{head}{read}" for head in heads] if read else [],
+            "silent": self.reads_target,
+            "settings": {"hidden": "hidden_size"},
+        }
+
 
 class Blocks(nn.Module):
     """The ResBlocks of one head."""
@@ -269,7 +281,7 @@ def random_head(
 
 def make_head(shape: HeadsShape, network: Network, weights: Mapping[str, Tensor]) -> Head:
     """A head's folder for a target, from what the shape's weights are."""
-    return Head(METHOD, TargetIdentity.of(network), shape.settings(), dict(weights))
+    return Head(METHOD, TargetIdentity.of(network), shape.settings(), dict(weights), growth=shape.growth())
 
 
 def _output(shape: HeadsShape) -> nn.Module:
