@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +27,11 @@ WEIGHTS: Final = "model.safetensors"
 ROWS: Final = 512
 """Rows of the output matrix that are hashed, evenly spaced: reading all of a large one takes longer than loading."""
 
+HASHED: Final = {
+    "head": "other weights (the hash of the output matrix differs)",
+    "body": "other weights (the hash of its layers differs): it is the model before tuning, or was tuned otherwise",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class TargetIdentity:
@@ -40,12 +45,16 @@ class TargetIdentity:
     vocab_size: int | None = None
     head: str | None = None
     """A hash of the output matrix in bfloat16: the same for whatever number format the model was loaded in."""
+    body: str | None = None
+    """A hash of a sample of all other matrices, for a head of a model that was tuned with it: the output matrix may be
+    that of the model it came from. None for all other heads, which fit a model's quantised forms as well."""
 
     @classmethod
-    def of(cls, network: Network) -> TargetIdentity:
-        """That of a loaded model."""
+    def of(cls, network: Network, *, body: bool = False) -> TargetIdentity:
+        """That of a loaded model.  body: with the hash of its other matrices."""
         sizes = network.layers, network.hidden_size, network.vocab_size
-        return cls(network.loaded.name, network.loaded.config.model_type, *sizes, _digest(network))
+        other = _body(network) if body else None
+        return cls(network.loaded.name, network.loaded.config.model_type, *sizes, _digest(network), other)
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> TargetIdentity:
@@ -58,8 +67,7 @@ class TargetIdentity:
             mine, theirs = getattr(self, each.name), getattr(other, each.name)
             if each.name == "model" or mine is None or theirs is None or mine == theirs:
                 continue
-            other_weights = "other weights (the hash of the output matrix differs)"
-            what = other_weights if each.name == "head" else f"{theirs}, not {mine}"
+            what = HASHED.get(each.name) or f"{theirs}, not {mine}"
             return f"{each.name.replace('_', ' ')}: {what}"
         return None
 
@@ -160,15 +168,31 @@ def _folder(name: str, revision: str | None) -> Path:
 
 def _digest(network: Network) -> str | None:
     """Of a sample of the output matrix; None if it has none that can be read (quantised, not in memory)."""
-    import torch
-
     found: Any = network.model.get_output_embeddings()  # type: ignore[operator]
     weight = getattr(found, "weight", None)
     if weight is None or weight.is_meta or not weight.dtype.is_floating_point:
         return None
     step = max(1, weight.shape[0] // ROWS)
-    rows = weight.detach()[::step][:ROWS].to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
-    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+    return _hash([weight.detach()[::step][:ROWS]])
+
+
+def _body(network: Network) -> str | None:
+    """Of the first and the middle row of every matrix but the output; None if one cannot be read."""
+    found: Any = network.model.get_output_embeddings()  # type: ignore[operator]
+    output = getattr(found, "weight", None)
+    matrices = [part for part in network.model.parameters() if part.dim() > 1 and part is not output]
+    if any(part.is_meta or not part.dtype.is_floating_point for part in matrices):
+        return None
+    return _hash([row for part in matrices for row in part.detach().flatten(1)[:: max(1, len(part) // 2)][:2]])
+
+
+def _hash(rows: Sequence[Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for part in rows:
+        digest.update(part.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _write(path: Path, data: bytes) -> None:

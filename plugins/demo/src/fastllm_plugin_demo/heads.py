@@ -2,9 +2,8 @@
 
 A head says in its `growth` which of its axes are the target's hidden ones (docs/authors/heads.md). The target's new
 dimensions are zero in every hidden state, so a matrix may read them with any weight, and nobody writes to them; a norm
-averages over them. New units come in groups that cancel, as in `grow`. Where what a matrix answers is added to what it
-reads, new dimensions of the sum are such units themselves: equal in groups, and read with weights that cancel. The
-grown head carries the grown target's identity.
+averages over them. New units come in groups that cancel, as in `grow`; so do new features, where a head makes some of
+its own from hidden states (Medusa's blocks). The grown head carries the grown target's identity.
 """
 
 from __future__ import annotations
@@ -29,9 +28,14 @@ STD = 0.02
 
 
 def build(source: Path, target: Grown, folder: Path) -> None:
-    """Grow the head of `source` for a grown target and write it to the empty `folder`."""
+    """Grow the head of `source` for a grown target and write it to the empty `folder`.
+
+    Features that a head makes may be read by the target's output matrix, which must not see new ones: it is the
+    embedding, where they are zero.
+    """
     head = load_head(str(source))
     network = Network(load_model(target.path(), dtype="bfloat16"))
+    assert network.config.tie_word_embeddings or "features" not in head.growth
     identity = replace(TargetIdentity.of(network), model=target.name)
     old_layers = head.target.layers
     assert old_layers is not None
@@ -47,30 +51,57 @@ def grown_head(head: Head, target: TargetIdentity, old_layers: int, seed: int = 
     assert target.layers is not None
     if not head.growth:
         raise ValueError(f"{head.source} does not say which of its axes are hidden ones")
-    growth, hidden = head.growth, target.hidden_size
-    names = growth["settings"]
+    names, hidden = head.growth["settings"], target.hidden_size
     settings = dict(head.settings)
-    ratio = hidden / settings[names["hidden"]]
+    old_hidden = settings[names["hidden"]]
+    ratio = hidden / old_hidden
     noise = Noise(torch.Generator().manual_seed(seed), STD, torch.bfloat16)
-    old = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in head.weights.items()}
-    new = old | {name: grown_norm(old[name], hidden) for name in growth.get("norms", ())}
-    for group in growth.get("units", ()):
+    old = {name: _rounded(tensor) for name, tensor in head.weights.items()}
+    new = old | {name: grown_norm(old[name], hidden) for name in head.growth.get("norms", ())}
+    for group in head.growth.get("units", ()):
         for name in group["counts"]:
             settings[name] = round(settings[name] * ratio)
         new |= _grown_group(group, old, settings[group["counts"][-1]], hidden, noise)
-    if "residuals" in growth:
-        new |= _grown_residuals(growth, old, hidden, noise)
+    if "features" in head.growth:
+        new |= _grown_features(head.growth["features"], old, hidden, noise)
     settings[names["hidden"]] = hidden
     if "layer" in names:
         settings[names["layer"]] = grown_exit(settings[names["layer"]], old_layers, target.layers)
     if "epsilon" in names:
         settings[names["epsilon"]] = settings[names["epsilon"]] / ratio
-    return Head(head.method, target, settings, new, growth=growth, training={"grown_from": head.target.model})
+    return Head(head.method, target, settings, new, growth=head.growth, training={"grown_from": head.target.model})
 
 
 def grown_exit(layer: int, old_layers: int, new_layers: int) -> int:
     """Where the grown model has just run the first `layer` layers of the small one: behind the last of these."""
     return (layer - 1) * new_layers // old_layers + 1
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+
+
+def _grown_features(
+    group: Mapping[str, Any], old: Mapping[str, Tensor], hidden: int, noise: Noise
+) -> dict[str, Tensor]:
+    """Makers with rows for new features, which come in equal groups, and readers that take each group for nothing."""
+    new: dict[str, Tensor] = {}
+    for weight, bias in group["makers"]:
+        leader, _ = cancelling(hidden - len(old[weight]))
+        leaders = int(leader.max()) + 1
+        rows = torch.cat([old[weight], noise.draw(leaders, old[weight].shape[1])])
+        wide = _reading_nothing(rows, hidden, noise)
+        kept = len(old[weight])
+        new[weight] = torch.cat([wide[:kept], wide[kept:][leader]])
+        new[bias] = torch.cat([old[bias], noise.draw(leaders)[leader]])
+    return new | {name: _reading_nothing(old[name], hidden, noise) for name in group["readers"]}
+
+
+def _reading_nothing(matrix: Tensor, hidden: int, noise: Noise) -> Tensor:
+    """The matrix with columns for new features that cancel: [rows, old] to [rows, hidden]."""
+    leader, factor = cancelling(hidden - matrix.shape[1])
+    columns = noise.draw(len(matrix), int(leader.max()) + 1)[:, leader] * factor.to(noise.dtype)
+    return torch.cat([matrix, columns], dim=1)
 
 
 def _grown_group(
@@ -87,33 +118,3 @@ def _grown_group(
         noise=noise,
     )
     return dict(zip([*readers, writer], grown, strict=True))
-
-
-def _grown_residuals(
-    growth: Mapping[str, Any], old: Mapping[str, Tensor], hidden: int, noise: Noise
-) -> dict[str, Tensor]:
-    """x + f(W x + b), and the output matrices that read the sums.
-
-    New dimensions of a sum are equal in groups; silent ones, which the target's own matrix reads as well, are zero.
-    """
-    grown = {}
-    for weight, bias in growth["residuals"]:
-        size = len(old[weight])
-        leader, factor = cancelling(hidden - size)
-        groups = int(leader.max()) + 1 if len(leader) else 0
-        above = torch.cat([old[weight], _cancelled(size, leader, factor, noise)], dim=1)
-        below = torch.cat([noise.draw(groups, size)[leader], _cancelled(groups, leader, factor, noise)[leader]], dim=1)
-        more = noise.draw(groups)[leader]
-        if growth["silent"]:
-            below, more = torch.zeros_like(below), torch.zeros_like(more)
-        grown[weight], grown[bias] = torch.cat([above, below]), torch.cat([old[bias], more])
-    for name in growth["outputs"]:
-        leader, factor = cancelling(hidden - old[name].shape[1])
-        grown[name] = torch.cat([old[name], _cancelled(len(old[name]), leader, factor, noise)], dim=1)
-    return grown
-
-
-def _cancelled(rows: int, leader: Tensor, factor: Tensor, noise: Noise) -> Tensor:
-    """float[rows, dimensions]: weights that make nothing of dimensions that are equal in groups."""
-    groups = int(leader.max()) + 1 if len(leader) else 0
-    return noise.draw(rows, groups)[:, leader] * factor.to(noise.dtype)

@@ -117,15 +117,11 @@ class HeadsShape:
 
     def growth(self) -> dict[str, Any]:
         """Which axes are the target's hidden ones: see docs/authors/heads.md."""
-        heads, blocks = range(self.heads), range(self.blocks)
-        parts = [f"blocks.{head}.layers.{block}" for head in heads for block in blocks]
-        read = {"own": ".weight", "low-rank": ".down.weight", "delta": ".down.weight"}.get(self.output)
-        return {
-            "residuals": [[f"{part}.weight", f"{part}.bias"] for part in parts],
-            "outputs": [f"lm_heads.{head}{read}" for head in heads] if read else [],
-            "silent": self.reads_target,
-            "settings": {"hidden": "hidden_size"},
-        }
+        layers = [f"blocks.{head}.layers.{block}" for head in range(self.heads) for block in range(self.blocks)]
+        reader = {"own": "weight", "low-rank": "down.weight", "delta": "down.weight"}.get(self.output)
+        readers = [f"lm_heads.{head}.{reader}" for head in range(self.heads) if reader]
+        makers = [[f"{layer}.weight", f"{layer}.bias"] for layer in layers]
+        return {"features": {"makers": makers, "readers": readers}, "settings": {"hidden": "hidden_size"}}
 
 
 class Blocks(nn.Module):
