@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 import fastllm_core
 from fastllm_core import Head, Network, TargetIdentity, load_head, load_model
+from fastllm_core.testing import tiny_model
 from fastllm_plugin_demo import build
 from fastllm_plugin_demo.grow import grow
 from fastllm_plugin_demo.heads import grown_exit, grown_head
 from fastllm_plugin_demo.models import DEMO, DEMO_100M, DEMO_350M, KANGAROO
 from fastllm_plugin_demo.shape import Shape
+from fastllm_plugin_medusa.heads import HeadsShape, build_heads, random_head
 
 SHAPE = Shape(768, 17, 640, 24, 12)  # four times as wide: the norms' factor is exact in bfloat16
 PROMPTS = ["Once upon a time, there was a dog", "Lily and Tom went to"]
@@ -69,6 +73,31 @@ def test_the_grown_head_is_for_the_grown_target_only(small: Any, tmp_path: Path)
     larger = grown_head(head, TargetIdentity.of(Network(load_model(grow(small, SHAPE)))), 12)
     with pytest.raises(fastllm_core.ModelError, match="layers: 12, not 17"):
         loaded(small, larger, tmp_path)
+
+
+@pytest.mark.parametrize("output", ["own", "low-rank", "shared", "delta"])
+def test_grown_medusa_heads_say_what_the_small_ones_say(output: Any) -> None:
+    """On hidden states whose new dimensions are zero, as the grown target's are."""
+    small, large = tiny_model(hidden_size=32), tiny_model(hidden_size=80)
+    matrix = large.get_output_embeddings().weight.data  # as an embedding is grown, which the target's matrix is
+    matrix[:, :32], matrix[:, 32:] = small.get_output_embeddings().weight.data, 0.0
+    networks = [Network(load_model(model)) for model in (small, large)]
+    rank = 4 if output in ("low-rank", "delta") else 0
+    head = random_head(small, 2, 2, output, rank)
+    rounded = {name: tensor.bfloat16().float() for name, tensor in head.weights.items()}
+    larger = grown_head(replace(head, weights=rounded), TargetIdentity.of(networks[1]), 4)
+    wide = {name: tensor.float() for name, tensor in larger.weights.items()}
+    states = torch.randn(1, 3, 32)
+    said = [
+        build_heads(HeadsShape.read(each.settings, "heads"), network, weights, "heads")(padded)
+        for each, network, weights, padded in (
+            (head, networks[0], rounded, states),
+            (larger, networks[1], wide, torch.nn.functional.pad(states, (0, 48))),
+        )
+    ]
+    assert torch.allclose(*said, atol=1e-3)
+    assert larger.settings["hidden_size"] == 80
+    assert all(float((tensor == 0).float().mean()) < 0.01 for tensor in larger.weights.values())
 
 
 def test_the_exit_is_behind_the_small_models_own_layers() -> None:

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .report import RunReport
     from .request import Request, SamplingParams
     from .rows import Event
+    from .samples import read_prompts
     from .sampling import Sampling, draw, warp
     from .spans import Span
     from .verdicts import depths
@@ -127,6 +128,7 @@ _PUBLIC = {
     "report": ("RunReport",),
     "request": ("Request", "SamplingParams"),
     "rows": ("Event",),
+    "samples": ("read_prompts",),
     "sampling": ("Sampling", "draw", "warp"),
     "spans": ("Span",),
     "verdicts": ("depths",),

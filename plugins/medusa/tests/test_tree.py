@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import pytest
 
 from fastllm_core import ConfigError
-from fastllm_plugin_medusa.tree import PUBLISHED, Tree, cartesian, chain, grown, growth, largest_cartesian
+from fastllm_plugin_medusa.tree import PUBLISHED, Tree, best_cartesian, cartesian, chain, grown, growth
 
 
 @pytest.mark.parametrize(("nodes", "tokens"), [(8, 2.0698), (16, 2.2229), (63, 2.3844)])
@@ -58,8 +58,10 @@ def test_cartesian_trees() -> None:
     tree = cartesian([3, 2])
     assert len(tree) == 3 + 6
     assert tree.levels == (0, 3, 9)
-    best = largest_cartesian(4, 20, 5, PUBLISHED)
+    best = best_cartesian(PUBLISHED, 20)
     assert len(best) <= 20
+    others = [cartesian(widths) for depth in (1, 2, 3) for widths in product(range(1, 6), repeat=depth)]
+    assert best.value(PUBLISHED) == max(tree.value(PUBLISHED) for tree in others if len(tree) <= 20)
     assert best.value(PUBLISHED) < grown(PUBLISHED, len(best)).value(PUBLISHED)
 
 

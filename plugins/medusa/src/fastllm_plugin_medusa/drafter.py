@@ -16,6 +16,7 @@ from fastllm_core import (
     Context,
     Draft,
     Drafter,
+    Network,
     Proposal,
     Row,
     Scores,
@@ -27,6 +28,7 @@ from fastllm_core import (
 
 from .heads import METHOD, TOKEN_MAP, HeadsShape, build_heads
 from .model import as_model
+from .tree import Tree
 from .treefile import tree_for
 
 if TYPE_CHECKING:
@@ -52,26 +54,33 @@ class MedusaDrafter(Drafter):
         head.check(METHOD, TargetIdentity.of(self.network, body=head.target.body is not None))
         shape = HeadsShape.read(head.settings, head.source)
         shape.check(self.network, head.source)
-        self.tree = tree_for(options, head, shape, context)
-        heads = build_heads(shape, self.network, head.weights, head.source)
-        self.loaded = as_model(heads.first(self.tree.depth), self.network)
-        self.heads = context.make_network(self.loaded)
+        self.all_heads = build_heads(shape, self.network, head.weights, head.source)
         self.hidden_layers = (self.network.layers,)
+        self._make_network = context.make_network
+        self._networks: dict[int, Network] = {}
+        """By how many of the heads they run."""
         self._entries = shape.vocab_size
-        device = self.network.device
-        self._token_map = head.weights[TOKEN_MAP].to(device) if TOKEN_MAP in head.weights else None
-        self._places = torch.tensor([self.tree.ranks * (len(path) - 1) + path[-1] for path in self.tree.paths]).to(
-            device
-        )
-        """int64[N]: which of the heads' best tokens, head by head, each node is."""
-        self._parents: dict[tuple[int, int], Tensor] = {}
+        self.token_map = head.weights[TOKEN_MAP].to(self.network.device) if TOKEN_MAP in head.weights else None
+        """int64[V], if the heads' vocabulary is truncated."""
+        self.draw(tree_for(options, head, shape, context))
         self._states: dict[int, Tensor] = {}
         """float[H] by row id: the last hidden state behind which the root was chosen."""
+
+    def draw(self, tree: Tree) -> None:
+        """Draft this tree from now on, which is no deeper than there are heads. Those beyond it are not run."""
+        self.tree = tree
+        if tree.depth not in self._networks:
+            self._networks[tree.depth] = self._make_network(as_model(self.all_heads.first(tree.depth), self.network))
+        self.heads = self._networks[tree.depth]
+        places = [tree.ranks * (len(path) - 1) + path[-1] for path in tree.paths]
+        self._places = torch.tensor(places, device=self.network.device)
+        """int64[N]: which of the heads' best tokens, head by head, each node is."""
+        self._parents: dict[tuple[int, int], Tensor] = {}
 
     @property
     def model(self) -> torch.nn.Module:
         """The heads."""
-        return self.loaded.model
+        return self.heads.loaded.model
 
     def prefill(self, row: Row, start: int, stop: int, hidden: Mapping[int, Tensor]) -> None:
         """Keep what the target thought before the prompt's last token, which is the first root."""
@@ -117,7 +126,7 @@ class MedusaDrafter(Drafter):
         assert logits is not None
         by_head = logits.view(len(batch), -1, self._entries)
         best = by_head.topk(self.tree.ranks, dim=-1).indices.flatten(1)
-        return best if self._token_map is None else self._token_map[best]
+        return best if self.token_map is None else self.token_map[best]
 
     def _parents_of(self, rows: int, depth: int) -> Tensor:
         """int64[B, N]: one tensor for each shape, so that the verifier knows it again."""

@@ -111,15 +111,27 @@ def cartesian(widths: Sequence[int]) -> Tree:
     return Tree.of(path for level in levels for path in level)
 
 
-def largest_cartesian(depth: int, nodes: int, ranks: int, accuracies: Accuracies) -> Tree:
+def best_cartesian(accuracies: Accuracies, nodes: int, depth: int | None = None) -> Tree:
     """The Cartesian tree of at most so many nodes that is expected to commit most; of equals the smallest."""
-    found = [
-        cartesian(widths)
-        for length in range(1, depth + 1)
-        for widths in product(range(1, ranks + 1), repeat=length)
-        if sum(prod(widths[:end]) for end in range(1, length + 1)) <= nodes
-    ]
-    return max(found, key=lambda tree: (tree.value(accuracies), -len(tree)))
+    deepest = min(len(accuracies), depth or len(accuracies))
+    best: tuple[float, int, tuple[int, ...]] = (0.0, 0, ())
+
+    def widen(widths: tuple[int, ...], leaves: int, count: int, chance: float, value: float) -> None:
+        nonlocal best
+        if widths:
+            best = max(best, (value, -count, widths))
+        if len(widths) == deepest:
+            return
+        ranks = accuracies[len(widths)]
+        for width in range(1, len(ranks) + 1):
+            wider = count + leaves * width
+            if wider > nodes:
+                return
+            right = chance * sum(ranks[:width])
+            widen((*widths, width), leaves * width, wider, right, value + right)
+
+    widen((), 1, 0, 1.0, 1.0)
+    return cartesian(best[2])
 
 
 def grown(accuracies: Accuracies, nodes: int, depth: int | None = None) -> Tree:
