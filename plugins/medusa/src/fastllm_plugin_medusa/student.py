@@ -38,7 +38,9 @@ class Student:
             model = _adapted(loaded.model, options)
         else:
             model = copy.deepcopy(loaded.model).float().requires_grad_(True)
-        self.network = Network(replace(loaded, model=model, dtype=loaded.dtype if self.adapted else torch.float32))
+        known = (frozen.adapter,) if frozen.adapter_is_foreign else ()  # what another plugin knows of the family
+        own = replace(loaded, model=model, dtype=loaded.dtype if self.adapted else torch.float32)
+        self.network = Network(own, adapters=known)
 
     def read(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """Last hidden states float[B, S, H] and logits float[B, S, V] of a lesson, through the forward port.

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fastllm_core import FastllmError, Network, TargetIdentity, Trainer, load_model
+from fastllm_core import FastllmError, Network, TargetIdentity, Trainer
 
 from . import state as states
 from .evaluation import judged
@@ -157,10 +157,12 @@ def _write(run: Run) -> None:
     if model is not None:
         folder = run.output / TARGET
         model.save_pretrained(folder)
-        tokenizer = run.teacher.network.loaded.tokenizer
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        identity = TargetIdentity.of(Network(load_model(model)), body=True)
+        frozen = run.teacher.network
+        if frozen.loaded.tokenizer is not None:
+            frozen.loaded.tokenizer.save_pretrained(folder)
+        known = (frozen.adapter,) if frozen.adapter_is_foreign else ()
+        tuned = Network(replace(frozen.loaded, model=model), adapters=known)
+        identity = TargetIdentity.of(tuned, body=True)
         head = replace(head, target=replace(identity, model=f"{run.output.name}/{TARGET}"))
     head.save(run.output)
 
