@@ -50,7 +50,7 @@ def test_nodes_are_in_order_of_depth_and_know_their_parents() -> None:
     assert tree.levels == (0, 2, 4, 5)
     assert tree.cut(2).paths == tree.paths[:4]
     assert (tree.depth, tree.ranks, tree.is_chain) == (3, 3, False)
-    assert str(tree) == "5 nodes (2, 2, 1)"
+    assert str(tree) == "5 (2, 2, 1)"
     assert chain(4).is_chain
 
 

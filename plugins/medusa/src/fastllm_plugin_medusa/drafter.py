@@ -49,7 +49,7 @@ class MedusaDrafter(Drafter):
 
     def __init__(self, options: MedusaOptions, context: Context) -> None:
         """Read heads and tree. Raises ModelError or ConfigError if they do not fit the target, or each other."""
-        self.network = context.network
+        self.options, self.network = options, context.network
         head = load_head(options.heads, options.revision)
         head.check(METHOD, TargetIdentity.of(self.network, body=head.target.body is not None))
         shape = HeadsShape.read(head.settings, head.source)

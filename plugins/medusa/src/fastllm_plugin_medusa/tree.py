@@ -95,9 +95,9 @@ class Tree:
         return 1.0 + sum(_chance(path, accuracies) for path in self.paths)
 
     def __str__(self) -> str:
-        """Nodes by level, as in "16 nodes (6, 7, 3)"."""
+        """Nodes in all and by level, as in "16 (6, 7, 3)"."""
         wide = [after - before for before, after in zip(self.levels, self.levels[1:], strict=False)]
-        return f"{len(self)} node{'s' * (len(self) > 1)} ({', '.join(map(str, wide))})"
+        return f"{len(self)} ({', '.join(map(str, wide))})"
 
 
 def chain(depth: int) -> Tree:

@@ -90,21 +90,13 @@ def _found(wishes: Wishes, medusa: Pipeline, plain: Pipeline, prompts: list[str]
     best = max(points, key=lambda point: point.speed)
     speed = wishes.rows / plainly.round
     identity = TargetIdentity.of(medusa.engine.parts.network)
-    source = load_head(*_named(medusa.config))
-    found = TreeFile(
-        best.tree, accuracies, identity, digest_of(source.weights), _measured(wishes, medusa, points, speed)
-    )
+    head = load_head(drafter.options.heads, drafter.options.revision)
+    found = TreeFile(best.tree, accuracies, identity, digest_of(head.weights), _measured(wishes, medusa, points, speed))
     folder = wishes.output or Path("tune") / f"{wishes.config.model.rstrip('/').rpartition('/')[2]}-tree"
     found.write(folder / RESULT)
     (folder / PLOT).write_text(picture(points, best, speed), encoding="utf-8")
     _show(console, points, best, speed, folder / RESULT)
     return found
-
-
-def _named(config: Config) -> tuple[str, str | None]:
-    """Name and revision of the heads."""
-    options = config.options["medusa"]
-    return options["heads"], options.get("revision")
 
 
 def _ranks(medusa: Pipeline, drafter: MedusaDrafter, prompts: Sequence[str], new_tokens: int) -> list[Tensor]:
@@ -147,7 +139,8 @@ def _measured(wishes: Wishes, medusa: Pipeline, points: Sequence[Point], plain: 
 
 
 def _show(console: Console, points: Sequence[Point], best: Point, plain: float, path: Path) -> None:
-    table = Table("nodes by level", "tokens/round", "Cartesian", "verification", "round", "tokens/s", "against plain")
+    table = Table("nodes", "tokens/round", "Cartesian", "verify", "round", "tokens/s", "x plain")
+    table.columns[0].no_wrap = True
     for point in points:
         verify, whole = (f"{1e3 * seconds:.2f} ms" for seconds in (point.cost.verification, point.cost.round))
         told = [str(point.tree), f"{point.tokens:.2f}", f"{point.cartesian:.2f}", verify, whole]
