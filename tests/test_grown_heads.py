@@ -16,7 +16,7 @@ from fastllm_core.testing import tiny_model
 from fastllm_plugin_demo import build
 from fastllm_plugin_demo.grow import grow
 from fastllm_plugin_demo.heads import grown_exit, grown_head
-from fastllm_plugin_demo.models import DEMO, DEMO_100M, DEMO_350M, KANGAROO
+from fastllm_plugin_demo.models import DEMO, DEMO_100M, DEMO_350M, KANGAROO, MEDUSA, Shipped
 from fastllm_plugin_demo.shape import Shape
 from fastllm_plugin_medusa.heads import HeadsShape, build_heads, random_head
 
@@ -29,7 +29,9 @@ def loaded(target: Any, head: Head, folder: Path) -> Any:
     config = {"draft.controller": "fixed", "draft.length": 4, "forward": "eager"}
     tokenizer = AutoTokenizer.from_pretrained(DEMO.path())
     given: dict[str, Any] = {"adapter": str(folder), "threshold": 0.0}
-    return fastllm_core.load(target, "kangaroo", tokenizer=tokenizer, config=config, dtype="float32", **given)
+    if head.method == "medusa":
+        given = {"heads": str(folder)}
+    return fastllm_core.load(target, head.method, tokenizer=tokenizer, config=config, dtype="float32", **given)
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +39,17 @@ def small() -> Any:
     return build.load(DEMO.path()).float()
 
 
-def test_a_grown_head_drafts_what_the_small_one_drafts(small: Any, tmp_path: Path) -> None:
-    head = load_head(str(KANGAROO.path()))
+@pytest.mark.parametrize("source", [KANGAROO, MEDUSA])
+def test_a_grown_head_drafts_what_the_small_one_drafts(source: Shipped, small: Any, tmp_path: Path) -> None:
+    head = load_head(str(source.path()))
     rounded = {name: tensor.bfloat16().float() for name, tensor in head.weights.items()}  # as the grown one is
     shipped = Head(head.method, head.target, head.settings, rounded)
     grown = grow(small, SHAPE)
     identity = TargetIdentity.of(Network(load_model(grown)))
     larger = grown_head(head, identity, 12)
-    assert larger.settings["exit_layer"] == head.settings["exit_layer"] == 1
-    assert larger.settings["heads"] == larger.settings["key_value_heads"] == 24
+    if source is KANGAROO:
+        assert larger.settings["exit_layer"] == head.settings["exit_layer"] == 1
+        assert larger.settings["heads"] == larger.settings["key_value_heads"] == 24
     reports = []
     for target, one in ((small, shipped), (grown, larger)):
         with loaded(target, one, tmp_path / str(len(reports))) as pipeline:
@@ -108,9 +112,10 @@ def test_the_exit_is_behind_the_small_models_own_layers() -> None:
             assert grown_exit(exit_layer, 12, layers) == max(own) + 1
 
 
-def test_demo_drafts_at_once() -> None:
+@pytest.mark.parametrize("method", ["kangaroo", "medusa"])
+def test_demo_drafts_at_once(method: str) -> None:
     """Registered names find the head, without an option."""
-    with fastllm_core.load("demo", "kangaroo", config={"forward": "eager"}, dtype="float32") as pipeline:
+    with fastllm_core.load("demo", method, config={"forward": "eager"}, dtype="float32") as pipeline:
         text = pipeline.generate(PROMPTS[0], max_new_tokens=60, ignore_eos=True)
     with fastllm_core.load("demo", "plain", config={"forward": "eager"}, dtype="float32") as pipeline:
         assert pipeline.generate(PROMPTS[0], max_new_tokens=60, ignore_eos=True).token_ids == text.token_ids

@@ -22,8 +22,8 @@ from .recipe import MedusaRecipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ADAPTER: Final = "default"
-"""What peft calls the only adapter."""
+ADAPTER: Final = "medusa"
+"""What the only adapter is called."""
 
 
 class Student:
@@ -81,7 +81,7 @@ class Student:
 def _adapted(model: PreTrainedModel, options: MedusaRecipe) -> PreTrainedModel:
     """A twin of the model, on the same weights, with adapters in all of its linear modules but the output."""
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("joint = lora needs the package peft: pip install 'fastllm-plugin-medusa[lora]'") from None
     shared = {id(part): part for part in (*model.parameters(), *model.buffers())}
@@ -89,8 +89,11 @@ def _adapted(model: PreTrainedModel, options: MedusaRecipe) -> PreTrainedModel:
     config = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules="all-linear")
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        inner: PreTrainedModel = get_peft_model(twin, config).base_model.model
-    return inner
+        inject_adapter_in_model(config, twin, ADAPTER)
+    for part in twin.parameters():
+        if part.requires_grad:
+            part.data = part.data.float()  # peft makes them in the number format of what they stand beside
+    return twin
 
 
 def _deltas(model: Any) -> list[tuple[str, Tensor]]:
