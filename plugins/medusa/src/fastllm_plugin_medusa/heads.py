@@ -170,11 +170,14 @@ class MedusaHeads(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """What every head says at every place: float[B, T, H] to float[K, B, T, V]."""
-        if self.shape.output == "shared":  # the large matrix is read once
-            assert self.shared is not None
-            read = torch.stack([blocks(hidden) for blocks in self.blocks])
-            return nn.functional.linear(read.to(self.shared.dtype), self.shared)
-        return torch.stack([self.head(index, hidden) for index in range(self.shape.heads)])
+        read = torch.stack([blocks(hidden) for blocks in self.blocks])
+        if self.shared is None:
+            return self._own(read)
+        said = nn.functional.linear(read.to(self.shared.dtype), self.shared)  # the large matrix is read once
+        return said + self._own(read) if self.lm_heads else said
+
+    def _own(self, read: Tensor) -> Tensor:
+        return torch.stack([output(states) for output, states in zip(self.lm_heads, read, strict=True)])
 
     def first(self, count: int) -> MedusaHeads:
         """The first few heads alone, on the same weights."""
@@ -187,11 +190,12 @@ class MedusaHeads(nn.Module):
     def head(self, index: int, hidden: Tensor) -> Tensor:
         """One head alone: float[..., H] to float[..., V]. A trainer saves memory with it."""
         read: Tensor = self.blocks[index](hidden)
-        if self.shape.output == "own" or self.shape.output == "low-rank":
-            return self.lm_heads[index](read)  # type: ignore[no-any-return]
-        assert self.shared is not None
+        own = self.lm_heads[index](read) if self.lm_heads else None
+        if self.shared is None:
+            assert own is not None
+            return own  # type: ignore[no-any-return]
         said = nn.functional.linear(read.to(self.shared.dtype), self.shared)
-        return said if self.shape.output == "shared" else said + self.lm_heads[index](read)
+        return said if own is None else said + own
 
 
 def build_heads(shape: HeadsShape, network: Network, weights: Mapping[str, Tensor], source: str) -> MedusaHeads:
@@ -215,7 +219,7 @@ def output_weight(network: Network, width: int) -> Tensor:
     """float[V, H]: the target's own output matrix. Raises UnsupportedModel if it has none that reads hidden states."""
     found: Any = network.model.get_output_embeddings()  # type: ignore[operator]
     weight = getattr(found, "weight", None)
-    if weight is None or not weight.dtype.is_floating_point or weight.shape[1] != width:
+    if weight is None or weight.is_meta or not weight.dtype.is_floating_point or weight.shape[1] != width:
         kind = type(network.model).__name__
         raise UnsupportedModel(
             f"model '{network.loaded.name}' ({kind}) has no output matrix that reads its hidden states: heads for it "
