@@ -65,7 +65,7 @@ class MedusaRecipe(Options):
     alone: float = Field(0.3, ge=0.0, lt=1.0, description="Share of the steps that heads learn alone in two stages.")
     heads_rate: float = Field(4.0, gt=0.0, description="Learning rate of the heads over the target's, if that learns.")
     lora_rank: int = Field(32, ge=1, description="Rank of the adapters.")
-    lora_alpha: float = Field(16.0, gt=0.0, description="Their scale, times rank.")
+    lora_alpha: int = Field(16, ge=1, description="Their scale, times rank.")
     nodes: int = Field(16, ge=1, description="Drafted tokens of the tree that evaluations walk with.")
     seed: int = Field(0, description="Of the adapters' first weights.")
 

@@ -100,5 +100,7 @@ def _deltas(model: Any) -> list[tuple[str, Tensor]]:
     """What adapters add to the weights of modules, by their name."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    layers: list[tuple[str, Any]] = [
+        (name, each) for name, each in model.named_modules() if isinstance(each, LoraLayer)
+    ]
     return [(name, module.get_delta_weight(ADAPTER)) for name, module in layers]

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 RANKS: Final = 10
 """R, candidates of a head that are looked at, as in the paper's trees."""
+IGNORED: Final = -100
+"""The label of a place whose token the heads do not have."""
 AT_ONCE: Final = 1 << 27
 """Numbers of logits that are held for the backward pass; beyond it they are computed again (0.5 GB in float32)."""
 
@@ -66,7 +68,7 @@ class MedusaTrainer(Trainer):
         shape.check(target, "the heads")
         self.token_map = torch.arange(shape.vocab_size) if shape.vocab_size < target.vocab_size else None
         self.heads = build_heads(shape, target, new_weights(shape, target, self.token_map), "the heads")
-        self.module: nn.Module = Learners(self.heads, self.student and self.student.network.model)
+        self.module: nn.Module = Learners(self.heads, self.student.network.model if self.student else None)
         self.rates: Mapping[str, float] = {"heads.": options.heads_rate} if self.student else {}
         self.weights = float_weights(options)
         self.accuracies: list[list[float]] | None = None
@@ -137,13 +139,14 @@ class MedusaTrainer(Trainer):
     def _of_places(self, head: int, read: Tensor, labels: Tensor, wanted: Tensor | None) -> Tensor:
         """read: float[C, H].  labels: int64[C].  wanted: float[C, V], the target's logits."""
         said = self.module(head, read)
-        known = labels < said.shape[1]  # a truncated vocabulary is the first entries
-        loss: Tensor = cross_entropy(said[known], labels[known], reduction="sum")
+        known = labels.masked_fill(labels >= said.shape[1], IGNORED)  # a truncated vocabulary is the first entries
+        loss: Tensor = cross_entropy(said, known, ignore_index=IGNORED, reduction="sum")
         if wanted is None:
             return loss
         wanted = wanted[:, : said.shape[1]].float().softmax(-1)
-        soft = -(wanted * said.log_softmax(-1)).sum()
-        return (1 - self.options.soft) * loss + self.options.soft * soft
+        share = self.options.soft
+        loss = (1 - share) * loss - share * (wanted * said.log_softmax(-1)).sum()
+        return loss
 
     def _target(self, lesson: Lesson, head: int) -> Tensor:
         """float[B, S, V]: the frozen target's logits for the token that a head says at each place."""

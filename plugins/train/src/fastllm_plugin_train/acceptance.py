@@ -126,7 +126,7 @@ def expected(tree: Tree, accuracies: Tensor) -> float:
 
     accuracies: float[D, R], see `Trainer.tree`. Source: Medusa, arXiv:2401.10774, section 2.3.3.
     """
-    shares = accuracies.tolist()
+    shares: list[list[float]] = accuracies.tolist()
     return 1.0 + sum(prod(shares[depth][rank] for depth, rank in enumerate(path)) for path in tree)
 
 
