@@ -138,15 +138,14 @@ class MedusaTrainer(Trainer):
 
     def _of_places(self, head: int, read: Tensor, labels: Tensor, wanted: Tensor | None) -> Tensor:
         """read: float[C, H].  labels: int64[C].  wanted: float[C, V], the target's logits."""
-        said = self.module(head, read)
+        said: Tensor = self.module(head, read)
         known = labels.masked_fill(labels >= said.shape[1], IGNORED)  # a truncated vocabulary is the first entries
         loss: Tensor = cross_entropy(said, known, ignore_index=IGNORED, reduction="sum")
         if wanted is None:
             return loss
         wanted = wanted[:, : said.shape[1]].float().softmax(-1)
         share = self.options.soft
-        loss = (1 - share) * loss - share * (wanted * said.log_softmax(-1)).sum()
-        return loss
+        return (1 - share) * loss - share * (wanted * said.log_softmax(-1)).sum()
 
     def _target(self, lesson: Lesson, head: int) -> Tensor:
         """float[B, S, V]: the frozen target's logits for the token that a head says at each place."""
