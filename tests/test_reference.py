@@ -43,7 +43,8 @@ SECTIONS = {
     "How far back a layer looks": ("spans", ("Span",)),
     "Options": ("options", ("Options",)),
     "Trained heads": ("heads", ("Head", "TargetIdentity", "load_head")),
-    "Training a head": ("lessons", ("Trainer", "Converter", "Lesson", "Judgement")),
+    "Training a head": ("lessons", ("Trainer", "Converter", "Published", "Lesson", "Judgement")),
+    "Prompts to tune by": ("samples", ("read_prompts",)),
 }
 """Title: module, and which of its definitions; None for every hook."""
 

@@ -169,6 +169,25 @@ def test_commands_of_plugins(run: Any, site: FakeSite) -> None:
     assert "failed to import" in err
 
 
+def test_packages_share_a_group_of_commands(run: Any, site: FakeSite) -> None:
+    source = "def one(count: int = 1): print('one', count)"
+    site.install("fastllm-plugin-a", {"fastllm.commands": {"fit.one": "mod_a:one"}}, {"mod_a": source})
+    source = "import typer\nmore = typer.Typer()\n@more.command()\ndef x(): print('x')\n@more.command()\ndef y(): 1 / 0"
+    site.install("fastllm-plugin-b", {"fastllm.commands": {"fit.more": "mod_b:more"}}, {"mod_b": source})
+    told = " ".join(run("--help")[1].replace("│", " ").split())
+    assert "(from fastllm-plugin-a, fastllm-plugin-b)" in told
+    assert "mod_a" not in sys.modules
+    assert run("fit", "one", "--count", "3")[:2] == (0, "one 3\n")
+    assert run("fit", "more", "x")[:2] == (0, "x\n")
+    assert "Traceback" in run("fit", "more", "y", "--debug")[2]
+    code, out, _ = run("fit", "--help")
+    assert code == 0
+    assert "one" in out
+    assert "more" in out
+    site.install("fastllm-plugin-c", {"fastllm.commands": {"fit.one": "mod_c:one"}}, {"mod_c": source})
+    assert "2 installed packages offer 'fit.one'" in run("fit", "one")[2]
+
+
 def test_config_commands(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("config", "init")[0] == 0
     assert tomli.loads((tmp_path / "fastllm.toml").read_text())["model"] == "demo"

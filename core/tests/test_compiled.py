@@ -297,7 +297,11 @@ def foreign(model: Any) -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(hooked, "has hooks"), (replaced, "was replaced"), (foreign, "is not a module of torch or transformers")],
+    [
+        (hooked, "has hooks"),
+        (replaced, "was replaced"),
+        (foreign, "is not a module of torch, transformers or an installed"),
+    ],
 )
 def test_what_no_key_can_name_runs_eagerly(
     backend: Unrolled, caplog: pytest.LogCaptureFixture, change: Any, reason: str

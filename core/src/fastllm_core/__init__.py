@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .hookspecs import API_VERSION, hookimpl
     from .journal import Journal
     from .layout import ancestors, chain, tree
-    from .lessons import Converter, Judgement, Lesson, Trainer, converter, trainer, visible
+    from .lessons import Converter, Judgement, Lesson, Published, Trainer, converter, trainer, visible
     from .logprobs import TokenLogprob
     from .models import (
         LoadedModel,
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from .report import RunReport
     from .request import Request, SamplingParams
     from .rows import Event
+    from .samples import read_prompts
     from .sampling import Sampling, draw, warp
     from .spans import Span
     from .verdicts import depths
@@ -115,7 +116,7 @@ _PUBLIC = {
     "hookspecs": ("API_VERSION", "hookimpl"),
     "journal": ("Journal",),
     "layout": ("ancestors", "chain", "tree"),
-    "lessons": ("Converter", "Judgement", "Lesson", "Trainer", "converter", "trainer", "visible"),
+    "lessons": ("Converter", "Judgement", "Lesson", "Published", "Trainer", "converter", "trainer", "visible"),
     "logprobs": ("TokenLogprob",),
     "models": (
         "LoadedModel",
@@ -147,6 +148,7 @@ _PUBLIC = {
     "report": ("RunReport",),
     "request": ("Request", "SamplingParams"),
     "rows": ("Event",),
+    "samples": ("read_prompts",),
     "sampling": ("Sampling", "draw", "warp"),
     "spans": ("Span",),
     "verdicts": ("depths",),

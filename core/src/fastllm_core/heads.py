@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +32,11 @@ RELATIVE: Final = 2.0**-7
 ABSOLUTE: Final = 2.0**-24
 """How far one number moves at most, rounded to bfloat16 by way of another format, and where float16 begins."""
 
+HASHED: Final = {
+    "head": "other weights (the hash of the output matrix differs)",
+    "body": "other weights (the hash of its layers differs): it is the model before tuning, or was tuned otherwise",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class TargetIdentity:
@@ -48,14 +53,18 @@ class TargetIdentity:
     sample: tuple[float, ...] | None = None
     """A few numbers of that matrix. Where hashes differ they tell whether it is another model, or numbers were rounded
     twice: a float32 checkpoint that is loaded in float16 has another hash."""
+    body: str | None = None
+    """A hash of a sample of all other matrices, for a head of a model that was tuned with it: the output matrix may be
+    that of the model it came from. None for all other heads, which fit a model's quantised forms as well."""
 
     @classmethod
-    def of(cls, network: Network) -> TargetIdentity:
-        """That of a loaded model."""
+    def of(cls, network: Network, *, body: bool = False) -> TargetIdentity:
+        """That of a loaded model.  body: with the hash of its other matrices."""
         sizes = network.layers, network.hidden_size, network.vocab_size
         rows = _sampled_rows(network)
-        told = (None, None) if rows is None else (_digest(rows), _sample(rows))
-        return cls(network.loaded.name, network.loaded.config.model_type, *sizes, *told)
+        told = (None, None) if rows is None else (_hash([rows]), _sample(rows))
+        other = _body(network) if body else None
+        return cls(network.loaded.name, network.loaded.config.model_type, *sizes, *told, other)
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> TargetIdentity:
@@ -73,8 +82,7 @@ class TargetIdentity:
                 continue
             if each.name == "head" and _rounded_alike(self.sample, other.sample):
                 continue
-            other_weights = "other weights (the hash of the output matrix differs)"
-            what = other_weights if each.name == "head" else f"{theirs}, not {mine}"
+            what = HASHED.get(each.name) or f"{theirs}, not {mine}"
             return f"{each.name.replace('_', ' ')}: {what}"
         return None
 
@@ -183,13 +191,6 @@ def _sampled_rows(network: Network) -> Tensor | None:
     return weight.detach()[::step][:ROWS].cpu()
 
 
-def _digest(rows: Tensor) -> str:
-    import torch
-
-    data = rows.to(torch.bfloat16).contiguous().view(torch.uint8)
-    return hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16]
-
-
 def _sample(rows: Tensor) -> tuple[float, ...]:
     """Numbers from all over some rows, as they are."""
     flat = rows.flatten()
@@ -201,6 +202,25 @@ def _rounded_alike(mine: tuple[float, ...] | None, theirs: tuple[float, ...] | N
     if mine is None or theirs is None or len(mine) != len(theirs):
         return False
     return all(abs(a - b) <= RELATIVE * max(abs(a), abs(b)) + ABSOLUTE for a, b in zip(mine, theirs, strict=True))
+
+
+def _body(network: Network) -> str | None:
+    """Of the first and the middle row of every matrix but the output; None if one cannot be read."""
+    found: Any = network.model.get_output_embeddings()  # type: ignore[operator]
+    output = getattr(found, "weight", None)
+    matrices = [part for part in network.model.parameters() if part.dim() > 1 and part is not output]
+    if any(part.is_meta or not part.dtype.is_floating_point for part in matrices):
+        return None
+    return _hash([row for part in matrices for row in part.detach().flatten(1)[:: max(1, len(part) // 2)][:2]])
+
+
+def _hash(rows: Sequence[Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for part in rows:
+        digest.update(part.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -6,12 +6,15 @@ import hashlib
 import json
 import platform
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import transformers
 from torch import nn
+
+from .discovery import SELECTABLE, installed
 
 if TYPE_CHECKING:
     from .digests import Digests
@@ -35,6 +38,7 @@ def of_model(network: Network, digests: Digests) -> dict[str, Any]:
 
 def of_architecture(network: Network) -> dict[str, Any]:
     """The same without the weights: known at once, however large they are."""
+    packages = sorted({_package(module) for module in network.model.modules()} & plugin_packages())
     config: Any = network.model.config
     settings = json.loads(config.to_json_string(use_diff=False))
     for key in ("_name_or_path", "transformers_version"):
@@ -46,6 +50,7 @@ def of_architecture(network: Network) -> dict[str, Any]:
         "experts": str(getattr(config, "_experts_implementation", None)),
         "dtype": str(network.dtype),
         "device": network.device.type,
+        "code": {package: _source(package) for package in packages},
     }
 
 
@@ -56,7 +61,7 @@ def of_machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "fastllm": _source(),
+        "fastllm": _source(__package__, "*.py"),
     }
 
 
@@ -74,15 +79,15 @@ def weights_digest(model: nn.Module) -> str:
 def unknown_code(network: Network) -> str | None:
     """What in a network its configuration and weights do not tell, so that no key can name it; None if nothing is.
 
-    Adapters, hooks, replaced forwards, quantised layers, code that came with the model or with a plugin: all may change
-    what it computes without changing a weight.
+    Adapters, hooks, replaced forwards, quantised layers, code that came with the model: all may change what it computes
+    without changing a weight. The modules of an installed method are known by its package's code.
     """
     if network.adapter_is_foreign:
         return "a plugin's adapter changes how it is run"
     for name, module in network.model.named_modules():
         where = f"{name or 'the model'} ({type(module).__name__})"
-        if not type(module).__module__.startswith(STOCK):
-            return f"{where} is not a module of torch or transformers"
+        if not type(module).__module__.startswith(STOCK) and _package(module) not in plugin_packages():
+            return f"{where} is not a module of torch, transformers or an installed method"
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{where} has hooks"
         if "forward" in module.__dict__:
@@ -104,10 +109,21 @@ def _processor() -> str:
     return f"{name}, {capability}, {hashlib.sha256(flags.encode()).hexdigest()[:16]}"
 
 
+def plugin_packages() -> frozenset[str]:
+    """The packages that hold installed methods and parts."""
+    return frozenset(plugin.entry_point.partition(":")[0].partition(".")[0] for plugin in installed(*SELECTABLE))
+
+
+def _package(module: nn.Module) -> str:
+    return type(module).__module__.partition(".")[0]
+
+
 @cache
-def _source() -> str:
-    """A hash of the core's own code, which a version number does not tell while it is worked on."""
+def _source(package: str, files: str = "**/*.py") -> str:
+    """A hash of a package's own code, which a version number does not tell while it is worked on."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    found = import_module(package).__file__
+    assert found is not None
+    for path in sorted(Path(found).parent.glob(files)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

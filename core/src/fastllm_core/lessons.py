@@ -9,8 +9,8 @@ Shapes: B rows, S tokens of a row, H hidden size, V vocabulary, D drafted tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from . import discovery
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from .heads import Head
     from .network import Network
     from .options import Options
@@ -40,6 +42,8 @@ class Lesson:
     """float[B, S, H] by layer, for each of `Trainer.hidden_layers`; as in `Outputs.hidden`."""
     logits: Tensor
     """float[B, S, V]: the target's own."""
+    progress: float = 1.0
+    """Share of the steps that are done, 0 in the first: what a loss is warmed up by. Evaluations count as the end."""
 
     def counted(self, ahead: int = 1) -> Tensor:
         """bool[B, S]: places whose token `ahead` further on is an answer, in the same document."""
@@ -64,15 +68,21 @@ class Judgement:
     """What would have been drafted from every place of a lesson as the root of a round."""
 
     right: Tensor
-    """bool[B, S, D]: whether draft d is the target's choice, those before it being right."""
+    """bool[B, S, D]: whether draft d is the target's choice, those before it being right. D may be less than asked."""
     chance: Tensor
     """float[B, S, D]: how likely the drafter finds its draft."""
     overlap: Tensor
     """float[B, S]: sum over tokens of min(p, q) for the first draft: the chance that sampling accepts it."""
+    ranks: Tensor | None = None
+    """int64[B, S, D]: place of the target's choice among the candidates for draft d, from 0; -1 if it is none of them,
+    -2 where nothing is drafted. For methods whose candidates do not depend on earlier drafts, so that trees of them can
+    be walked (Medusa)."""
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    """float[B, S] or float[B, S, D] by name: what else to average over places and draw; NaN where it says nothing."""
 
 
 class Trainer(Protocol):
-    """How a method's head is trained."""
+    """How a method's head is trained. Inherit from it for what is optional: all that has a default here."""
 
     Options: ClassVar[type[Options]]
     """Settings of the head and of its loss; `fastllm train METHOD --set KEY=VALUE`."""
@@ -80,6 +90,8 @@ class Trainer(Protocol):
     """Hidden states of the target that lessons shall hold."""
     module: nn.Module
     """What is trained: all of its parameters that require a gradient, in float32."""
+    rates: Mapping[str, float] = {}
+    """Factors of the learning rate, by how a parameter's name begins; 1 for all others."""
 
     def __init__(self, options: Any, network: Network) -> None:
         """options: an instance of `Options`.  network: the frozen target. Raises UserError if they do not fit."""
@@ -104,12 +116,41 @@ class Trainer(Protocol):
         """Options of the method that draft with the head of a folder, and end no draft before its length."""
         ...
 
+    def recipe(self, parameters: int) -> Mapping[str, Any]:
+        """What suits a target of so many parameters in place of the harness's own: steps, batch, learning_rate, ..."""
+        return {}
+
+    def tree(self, accuracies: Tensor) -> Sequence[tuple[int, ...]] | None:
+        """The tree that rounds draft with this head, as paths of ranks; None for a chain.
+
+        accuracies: float[D, R], how often the target's choice is at rank r of draft d. What was measured last goes with
+        the head (`head`). Asked only where judgements have ranks.
+        """
+        return None
+
+    def tuned(self) -> PreTrainedModel | None:
+        """The target as it is now, in its own dtype and apart from the frozen one; None if nothing of it is trained."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A head as another program reads it."""
+
+    config: Mapping[str, Any]
+    """What goes into config.json."""
+    weights: Mapping[str, Tensor]
+    file: str = "model.safetensors"
+    """The name of the weights' file."""
+
 
 class Converter(Protocol):
     """How a method's head comes in from the format that its authors published (group `fastllm.converters`)."""
 
     Options: ClassVar[type[Options]]
     """What the published files do not say."""
+    layouts: tuple[str, ...] = ()
+    """Other programs' layouts that `export` writes."""
 
     def __init__(self, options: Any, network: Network) -> None:
         """options: an instance of `Options`.  network: the target that the head is for."""
@@ -120,6 +161,10 @@ class Converter(Protocol):
         Raises ModelError if they are not the method's.
         """
         ...
+
+    def export(self, head: Head, layout: str) -> Published:
+        """A head of the method in one of `layouts`. Raises ConfigError if the layout has no place for it."""
+        raise NotImplementedError
 
 
 def trainer(method: str) -> type[Trainer]:

@@ -83,7 +83,8 @@ class Draft:
     """int64[B]: drafted nodes of each row, 0..N."""
     parents: Tensor | None = None
     """int64[B, N]: the node that each node continues, -1 for the root, always smaller than the node's own index,
-    in the padding too. None is a chain: node i continues node i - 1."""
+    in the padding too. None is a chain: node i continues node i - 1. A tensor once handed over is not written to again:
+    a drafter whose trees have one shape hands over the same one, and what rows see is worked out once."""
     probs: Tensor | None = None
     """float[B, W, V] or, for a chain, float[B, N, V]: `probs[:, r]` is the distribution that the children of
     verification row r were drawn from, after temperature and truncation. None if `Proposal.ONE_HOT` or if all rows are

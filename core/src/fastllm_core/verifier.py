@@ -40,6 +40,8 @@ class TargetVerifier:
         self.network, self.cache = context.network, context.cache
         self.widths = round_widths(context.draft_length)
         self.hidden_layers = hidden_layers
+        self._seen: tuple[Tensor, Tensor] | None = None
+        """The last tree's parents, and what its rows see of each other."""
 
     def score(self, batch: Batch, draft: Draft) -> Scores:
         """Score root and nodes in one forward. See `Verifier.score`."""
@@ -75,7 +77,7 @@ class TargetVerifier:
         hidden = None if draft.resume is None else _widened(draft.resume.hidden, rows)
         if draft.parents is None and draft.extra is None:
             return layout.chain(_widened(tokens, rows), batch.starts, extent, hidden=hidden)
-        sees = layout.ancestors(_parents(draft))
+        sees = self._ancestors(draft)
         depths = sees.sum(-1) - 1
         if draft.extra is not None:
             tokens = torch.cat([tokens, draft.extra.tokens], dim=1)
@@ -86,6 +88,14 @@ class TargetVerifier:
         # Padding sees itself: a row that sees nothing may become NaN, and a masked NaN value still poisons its readers.
         sees = sees | torch.eye(rows, dtype=torch.bool, device=sees.device)
         return layout.tree(_widened(tokens, rows), sees, depths, batch.starts, extent, hidden=hidden)
+
+    def _ancestors(self, draft: Draft) -> Tensor:
+        """bool[B, W, W]: which rows are on the path to each. A tree handed over again is not looked at again."""
+        if draft.parents is None:
+            return layout.ancestors(_parents(draft))
+        if self._seen is None or self._seen[0] is not draft.parents:
+            self._seen = draft.parents, layout.ancestors(draft.parents)
+        return self._seen[1]
 
 
 def _widened(rows: Tensor, width: int) -> Tensor:

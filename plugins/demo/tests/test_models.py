@@ -48,6 +48,10 @@ def test_names_are_registered() -> None:
         "demo-100m-kangaroo": "KANGAROO_100M",
         "demo-350m-kangaroo": "KANGAROO_350M",
         "demo-1b-kangaroo": "KANGAROO_1B",
+        "demo-medusa": "MEDUSA",
+        "demo-100m-medusa": "MEDUSA_100M",
+        "demo-350m-medusa": "MEDUSA_350M",
+        "demo-1b-medusa": "MEDUSA_1B",
     }
     for name, attribute in expected.items():
         assert found[name] == f"fastllm_plugin_demo.models:{attribute}"

@@ -14,7 +14,6 @@ from fastllm_plugin_self_speculative.skipset import SkipSet
 from fastllm_plugin_self_speculative.tuning import session as sessions
 from fastllm_plugin_self_speculative.tuning.agreement import Agreement
 from fastllm_plugin_self_speculative.tuning.costs import Costs
-from fastllm_plugin_self_speculative.tuning.prompts import prompts_of
 from fastllm_plugin_self_speculative.tuning.result import report
 
 CHEAP = Costs((1.0,) * 4, (1.0,) * 4, 0.1, {1: 8.1, 9: 8.1})
@@ -172,18 +171,6 @@ def test_a_folder_with_another_search_is_kept(target: str, tmp_path: Path, capsy
     with pytest.raises(RuntimeError, match="2"):
         tune(target, tmp_path / "out", *words, "--limit", "2")
     assert "setup.json: is no setup of a search" in capsys.readouterr().err
-
-
-def test_prompts_of_every_kind(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    (tmp_path / "a.jsonl").write_text('{"prompt": "one"}\n{"text": "two"}\n{"turns": ["three", "four"]}\n')
-    (tmp_path / "b.jsonl").write_text('{"prompt": "one"}\n{"question": "two"}\n')
-    assert prompts_of(tmp_path / "a.txt") == ["one", "two"]
-    assert prompts_of(tmp_path / "a.jsonl", 2) == ["one", "two"]
-    assert prompts_of(tmp_path / "a.jsonl")[2] == "three"
-    assert len(prompts_of(None)) == 8
-    with pytest.raises(fastllm_core.ConfigError, match=r"b\.jsonl, line 2: an object with prompt, text or turns"):
-        prompts_of(tmp_path / "b.jsonl")
 
 
 def test_a_search_without_trials_says_so() -> None:

@@ -25,7 +25,7 @@ def walked(right: Sequence[int], length: int, *, chance: Sequence[float] = (), t
 
     sure = list(chance) or [1.0] * len(right)
     judgement = Judgement(ahead(right) > 0, ahead(sure), torch.zeros(1, size))
-    return foretell(lesson, judgement, length, threshold)
+    return foretell(lesson.counted(), judgement, length, threshold)
 
 
 def test_all_right_commits_whole_drafts() -> None:

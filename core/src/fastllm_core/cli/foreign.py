@@ -1,4 +1,7 @@
-"""Commands of installed plugins: known from metadata, imported when they run."""
+"""Commands of installed plugins: known from metadata, imported when they run.
+
+An entry point `tune.tree` is `fastllm tune tree`: several packages may add to a group in this way.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,48 @@ from .settings import Debug
 
 @cache
 def names() -> tuple[str, ...]:
-    """Their names."""
-    return tuple(plugin.name for plugin in discovery.installed("command"))
+    """Their names, a group's once."""
+    return tuple(dict.fromkeys(plugin.name.partition(".")[0] for plugin in discovery.installed("command")))
+
+
+def _offers(name: str) -> list[discovery.InstalledPlugin]:
+    """What stands behind a name: a command, or the members of a group."""
+    return [plugin for plugin in discovery.installed("command") if plugin.name.partition(".")[0] == name]
 
 
 def placeholder(name: str) -> Any:
     """What stands for a plugin's command in the help, or None if there is no such command."""
     if name not in names():
         return None
-    origin = next(plugin for plugin in discovery.installed("command") if plugin.name == name)
     stub = typer.Typer(add_completion=False)
-    stub.command(name, help=f"(from {origin.distribution})")(lambda: None)
+    stub.command(name, help=_origin(name))(lambda: None)
     return typer.main.get_command(stub)
 
 
 def load(name: str) -> Any:
-    """Import a plugin's command. It and its sub-commands take `--debug`, as the core's do."""
-    command = built(name, discovery.load(name, "command")[1])
+    """Import a plugin's command, or all of a group. They and their sub-commands take `--debug`, as the core's do."""
+    members = [plugin.name for plugin in _offers(name) if plugin.name != name]
+    command = built(name, _group(name, members) if members else discovery.load(name, "command")[1])
     _take_debug(command)
     return command
+
+
+def _group(name: str, members: list[str]) -> typer.Typer:
+    """An application with a sub-command for each member. Raises PluginConflict if two packages offer the same."""
+    group = typer.Typer(no_args_is_help=True, add_completion=False, help=_origin(name))
+    group.callback()(lambda: None)  # a group, even of one
+    for member in dict.fromkeys(members):
+        value: Any = discovery.load(member, "command")[1]
+        inner = member.partition(".")[2]
+        if isinstance(value, typer.Typer):
+            group.add_typer(value, name=inner)
+        else:
+            group.command(inner)(value)
+    return group
+
+
+def _origin(name: str) -> str:
+    return f"(from {', '.join(dict.fromkeys(plugin.distribution for plugin in _offers(name)))})"
 
 
 def _take_debug(command: Any) -> None:

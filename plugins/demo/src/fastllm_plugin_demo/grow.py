@@ -179,7 +179,7 @@ def grown_units(
     readers: [units * rows_i, hidden].  writer: [hidden, units * columns].
     """
     kept = 0 if old_writer is None else old_writer.shape[1] // columns
-    leader, factor = _cancelling(units - kept)
+    leader, factor = cancelling(units - kept)
     leaders = int(leader.max()) + 1 if len(leader) else 0
     grown = []
     for i, height in enumerate(rows):
@@ -198,7 +198,7 @@ def grown_units(
     return [*grown, writer]
 
 
-def _cancelling(count: int) -> tuple[Tensor, Tensor]:
+def cancelling(count: int) -> tuple[Tensor, Tensor]:
     """For each of `count` new units: which random one it equals, and the factor of its output. They sum to nothing."""
     index = torch.arange(count)
     leader = (index // 2).clamp(max=max(count // 2 - 1, 0))

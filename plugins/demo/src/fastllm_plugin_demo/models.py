@@ -27,7 +27,7 @@ HEAD_FILES = ("config.json", "model.safetensors")
 
 def _paired(target: str) -> Options:
     """What drafts for a target: the same drafter for all, and a head of its own."""
-    return {**PAIRED, "kangaroo": {"adapter": f"{target}-kangaroo"}}
+    return {**PAIRED, "kangaroo": {"adapter": f"{target}-kangaroo"}, "medusa": {"heads": f"{target}-medusa"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,7 @@ DEMO = Shipped("children's stories in English, 6M parameters", "stories-6m-4096"
 DRAFTER = Shipped("drafter for the demo models, 1M parameters, their tokenizer", "stories-1m-4096")
 DRAFTER_512 = Shipped("drafter with another tokenizer (512 entries), 260k parameters", "stories-260k-512")
 KANGAROO = Shipped("adapter for demo, for the method kangaroo", "stories-6m-4096-kangaroo")
+MEDUSA = Shipped("heads for demo, for the method medusa", "stories-6m-4096-medusa")
 
 
 def _grown(name: str, size: str, shape: Shape) -> Grown:
@@ -129,6 +130,10 @@ def _grown_adapter(target: Grown) -> GrownHead:
     return GrownHead(f"{target.name}-kangaroo", f"adapter for {target.name}, grown with it", KANGAROO, target)
 
 
+def _grown_heads(target: Grown) -> GrownHead:
+    return GrownHead(f"{target.name}-medusa", f"heads for {target.name}, grown with it", MEDUSA, target)
+
+
 DEMO_100M = _grown("demo-100m", "100M", Shape(768, 14, 2048, 24, 12))
 DEMO_350M = _grown("demo-350m", "350M", Shape(1024, 28, 2816, 32, 16))
 DEMO_1B = _grown("demo-1b", "1B", Shape(2048, 20, 5504, 64, 32))
@@ -137,3 +142,4 @@ GROWN: Mapping[str, Grown] = {model.name: model for model in (DEMO_100M, DEMO_35
 """Every grown model by its name."""
 
 KANGAROO_100M, KANGAROO_350M, KANGAROO_1B = map(_grown_adapter, (DEMO_100M, DEMO_350M, DEMO_1B))
+MEDUSA_100M, MEDUSA_350M, MEDUSA_1B = map(_grown_heads, (DEMO_100M, DEMO_350M, DEMO_1B))

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from fastllm_core import Head, Judgement, Lesson, Network, Options, TargetIdentity
+from fastllm_core import Head, Judgement, Lesson, Network, Options, TargetIdentity, Trainer
 
 from .adapter import METHOD, AdapterShape, Mode, build, new_weights, output_matrix, skipped
 
@@ -42,8 +42,8 @@ class KangarooRecipe(Options):
     seed: int = Field(0, description="Of the first weights.")
 
 
-class KangarooTrainer:
-    """An adapter in training. Implements `fastllm_core.Trainer`."""
+class KangarooTrainer(Trainer):
+    """An adapter in training."""
 
     Options = KangarooRecipe
 

@@ -6,11 +6,19 @@ it is an estimate. Shapes: B rows, S tokens of a row, D drafted tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from typing import Any, Final
 
-from fastllm_core import Judgement, Lesson
+from torch import Tensor
+
+from fastllm_core import Judgement
+
+Tree = Sequence[tuple[int, ...]]
+"""Paths of ranks: (1, 0) is the best candidate for the second draft behind the second best for the first."""
+NOTHING: Final = -2
+"""The rank that says that nothing is drafted from a place; see `Judgement.ranks`."""
 
 
 @dataclass(slots=True)
@@ -32,15 +40,18 @@ class Foretold:
         """Share of the drafts at each position that was accepted."""
         return [kept / made if made else 0.0 for kept, made in zip(self.accepted_at, self.drafted_at, strict=True)]
 
-    def count(self, drafted: int, accepted: int) -> None:
-        """Add a round."""
+    def count(self, drafted: Sequence[int], accepted: int) -> None:
+        """Add a round.
+
+        drafted: tokens at each position, which are more than one in a tree.
+        """
         self.rounds += 1
         self.tokens += accepted + 1
-        missing = drafted - len(self.drafted_at)
+        missing = len(drafted) - len(self.drafted_at)
         self.drafted_at += [0] * missing
         self.accepted_at += [0] * missing
-        for position in range(drafted):
-            self.drafted_at[position] += 1
+        for position, width in enumerate(drafted):
+            self.drafted_at[position] += width
             self.accepted_at[position] += position < accepted
 
     def add(self, other: Foretold) -> None:
@@ -62,14 +73,16 @@ class Foretold:
         }
 
 
-def foretell(lesson: Lesson, judgement: Judgement, length: int, threshold: float = 0.0) -> Foretold:
+def foretell(counted: Tensor, judgement: Judgement, length: int, threshold: float = 0.0) -> Foretold:
     """Walk over every document: draft, keep what is right, commit one token more, and go on from there.
 
-    length: the most tokens of a draft, which the judgement must have.  threshold: as in `Batch.thresholds`.
+    counted: bool[B, S], see `Lesson.counted`.  length: the most tokens of a draft.
+    threshold: as in `Batch.thresholds`.
     """
     found = Foretold()
     right, chance = judgement.right.tolist(), judgement.chance.tolist()
-    for row, start, stop in _answers(lesson):
+    length = min(length, judgement.right.shape[2])
+    for row, start, stop in _answers(counted):
         root = start
         while root < stop:
             most = min(length, stop - root - 1)  # the extra token needs room as well
@@ -77,18 +90,53 @@ def foretell(lesson: Lesson, judgement: Judgement, length: int, threshold: float
             drafted = next(unsure, most)
             wrong = (d for d in range(drafted) if not right[row][root][d])
             accepted = next(wrong, drafted)
-            found.count(drafted, accepted)
+            found.count([1] * drafted, accepted)
             root += accepted + 1
     return found
 
 
-def _answers(lesson: Lesson) -> Iterator[tuple[int, int, int]]:
+def foretell_tree(counted: Tensor, ranks: Tensor, tree: Tree) -> Foretold:
+    """Walk over every document with the same tree in every round.
+
+    counted: bool[B, S], see `Lesson.counted`.  ranks: int[B, S, D], as in `Judgement`.
+    """
+    found = Foretold()
+    paths, levels = {*tree}, widths(tree)
+    at = ranks.tolist()
+    for row, start, stop in _answers(counted):
+        root = start
+        while root < stop:
+            here = at[row][root]
+            most = min(len(levels), stop - root - 1) if here[0] != NOTHING else 0
+            kept = (depth for depth in range(most, 0, -1) if tuple(here[:depth]) in paths)
+            accepted = next(kept, 0)
+            found.count(levels[:most], accepted)
+            root += accepted + 1
+    return found
+
+
+def widths(tree: Tree) -> list[int]:
+    """Nodes on each level of a tree."""
+    deepest = max(map(len, tree), default=0)
+    return [sum(len(path) == depth for path in tree) for depth in range(1, deepest + 1)]
+
+
+def expected(tree: Tree, accuracies: Tensor) -> float:
+    """Tokens per round if heads were right independently of each other: 1, and the chance of every node to be kept.
+
+    accuracies: float[D, R], see `Trainer.tree`. Source: Medusa, arXiv:2401.10774, section 2.3.3.
+    """
+    shares: list[list[float]] = accuracies.tolist()
+    return 1.0 + sum(prod(shares[depth][rank] for depth, rank in enumerate(path)) for path in tree)
+
+
+def _answers(counted: Tensor) -> Iterator[tuple[int, int, int]]:
     """(row, first, last + 1) of every run of counted places: the roots of its rounds."""
-    for row, line in enumerate(lesson.counted().tolist()):
+    for row, line in enumerate(counted.tolist()):
         start = None
-        for place, counted in enumerate([*line, False]):
-            if counted and start is None:
+        for place, here in enumerate([*line, False]):
+            if here and start is None:
                 start = place
-            elif not counted and start is not None:
+            elif not here and start is not None:
                 yield row, start, place
                 start = None

@@ -1,4 +1,4 @@
-"""Heads in the formats of their authors, read with care."""
+"""Heads in the formats of their authors, read with care, and in those of other programs, written."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastllm_core import Config, Head, ModelError, converter
+from fastllm_core import Config, ConfigError, Head, ModelError, Published, TargetIdentity, converter, load_head
 
 from .options import options_of
 from .target import plain
@@ -32,6 +32,27 @@ def converted(
         maker: Any = made(options, pipeline.engine.parts.network)
         head: Head = maker.convert(settings, weights)
     return head
+
+
+def exported(
+    method: str, source: str, config: Config, layout: str, folder: Path, *, trust_remote_code: bool = False
+) -> int:
+    """Write a head of ours in another program's layout; returns how many tensors. Raises ModelError or ConfigError."""
+    made: Any = converter(method)
+    layouts = getattr(made, "layouts", ())
+    if layout not in layouts:
+        known = ", ".join(layouts) or "none"
+        raise ConfigError(f"--to {layout}: '{method}' does not write it; layouts: {known}")
+    head = load_head(source)
+    with plain(config, trust_remote_code) as pipeline:
+        network = pipeline.engine.parts.network
+        head.check(method, TargetIdentity.of(network))
+        published: Published = made(made.Options(), network).export(head, layout)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in published.weights.items()}
+    save_file(weights, folder / published.file, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(dict(published.config), indent=1) + "\n", encoding="utf-8")
+    return len(weights)
 
 
 def read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

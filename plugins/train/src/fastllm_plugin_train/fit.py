@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -13,16 +13,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fastllm_core import FastllmError, Trainer
+from fastllm_core import FastllmError, Network, TargetIdentity, Trainer
 
 from . import state as states
-from .acceptance import Foretold, foretell
+from .evaluation import judged
 from .recipe import Recipe
 from .rows import Rows
 from .state import State
 from .teacher import Teacher
 
 BETAS: Final = (0.9, 0.95)
+TARGET: Final = "target"
+"""The folder, in that of the head, of a target that was trained with it."""
 
 
 class OutOfMemory(FastllmError):
@@ -67,8 +69,8 @@ def fit(run: Run, watcher: Watcher, wants_to_stop: Callable[[], bool] = lambda: 
     """
     trainer, recipe = run.trainer, run.recipe
     bare = trainer.module
-    trained = [part for part in bare.parameters() if part.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=BETAS, weight_decay=recipe.weight_decay)
+    groups = _groups(bare, trainer.rates)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, weight_decay=recipe.weight_decay)
     state = states.load(run.output, run.identity, bare, optimizer)
     trainer.module, prepared = run.accelerator.prepare(bare, optimizer)
     try:
@@ -76,7 +78,7 @@ def fit(run: Run, watcher: Watcher, wants_to_stop: Callable[[], bool] = lambda: 
             _evaluate(run, state, bare, watcher)
         while state.step < recipe.steps and not state.stopped and not wants_to_stop():
             began = time.perf_counter()
-            loss = _step(run, state, prepared, trained)
+            loss = _step(run, state, prepared)
             state.step += 1
             state.recent = [state.recent[0] + loss, state.recent[1] + 1]
             state.seconds += time.perf_counter() - began
@@ -93,11 +95,21 @@ def fit(run: Run, watcher: Watcher, wants_to_stop: Callable[[], bool] = lambda: 
     return state
 
 
-def _step(run: Run, state: State, optimizer: Any, trained: list[nn.Parameter]) -> float:
+def _groups(module: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What is trained, by the factor of its learning rate."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, part in module.named_parameters():
+        if part.requires_grad:
+            factor = next((factor for start, factor in rates.items() if name.startswith(start)), 1.0)
+            found.setdefault(factor, []).append(part)
+    return [{"params": parts, "factor": factor} for factor, parts in found.items()]
+
+
+def _step(run: Run, state: State, optimizer: Any) -> float:
     """One step; returns the mean loss of a counted place."""
     recipe, accelerator = run.recipe, run.accelerator
     for group in optimizer.param_groups:
-        group["lr"] = recipe.rate(state.step)
+        group["lr"] = group["factor"] * recipe.rate(state.step)
     optimizer.zero_grad(set_to_none=True)
     rows = run.rows.batch(state.step, recipe.batch, recipe.seed)
     mine = torch.arange(accelerator.process_index, len(rows), accelerator.num_processes)
@@ -105,11 +117,14 @@ def _step(run: Run, state: State, optimizer: Any, trained: list[nn.Parameter]) -
     total = torch.zeros((), device=run.teacher.network.device)
     with _memory(run, state):
         for part in torch.split(mine, run.micro):
-            loss, _ = run.trainer.loss(run.teacher.lesson(rows.take(part)))
+            lesson = replace(run.teacher.lesson(rows.take(part)), progress=state.step / recipe.steps)
+            loss, _ = run.trainer.loss(lesson)
             accelerator.backward(loss / counted)
             total += loss.detach()
         if recipe.clip:
-            accelerator.clip_grad_norm_(trained, recipe.clip)
+            accelerator.clip_grad_norm_(
+                [part for group in optimizer.param_groups for part in group["params"]], recipe.clip
+            )
         optimizer.step()
     return float(total) / counted
 
@@ -131,24 +146,25 @@ def _evaluate(run: Run, state: State, bare: nn.Module, watcher: Watcher) -> None
         state.stopped = f"no better for {state.since_best} evaluations"
     if better and run.accelerator.is_main_process:
         prepared, run.trainer.module = run.trainer.module, bare
-        run.trainer.head().save(run.output)
+        _write(run)
         run.trainer.module = prepared
     watcher.evaluation(state)
 
 
-@torch.no_grad()
-def judged(trainer: Trainer, teacher: Teacher, rows: Rows, length: int, micro: int) -> dict[str, Any]:
-    """What drafts for some rows would be: loss of a place, overlap under sampling, and rounds of greedy decoding."""
-    loss = overlap = places = 0.0
-    walked = Foretold()
-    for index in torch.split(torch.arange(len(rows)), micro):
-        lesson = teacher.lesson(rows.take(index))
-        part, count = trainer.loss(lesson)
-        judgement = trainer.judge(lesson, length)
-        loss, places = loss + float(part), places + float(count)
-        overlap += float(judgement.overlap[lesson.counted()].sum())
-        walked.add(foretell(lesson, judgement, length))
-    return {"loss": loss / places, "overlap": overlap / places, **walked.to_dict()}
+def _write(run: Run) -> None:
+    """The head, behind the target that it was trained with, if that was trained as well."""
+    head, model = run.trainer.head(), run.trainer.tuned()
+    if model is not None:
+        folder = run.output / TARGET
+        model.save_pretrained(folder)
+        frozen = run.teacher.network
+        if frozen.loaded.tokenizer is not None:
+            frozen.loaded.tokenizer.save_pretrained(folder)
+        known = (frozen.adapter,) if frozen.adapter_is_foreign else ()
+        tuned = Network(replace(frozen.loaded, model=model), adapters=known)
+        identity = TargetIdentity.of(tuned, body=True)
+        head = replace(head, target=replace(identity, model=f"{run.output.name}/{TARGET}"))
+    head.save(run.output)
 
 
 def _save(run: Run, state: State, bare: nn.Module, optimizer: Any) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from math import ceil, floor, log10
-from typing import Final
+from typing import Any, Final
 
 from .state import State
 
@@ -22,6 +22,10 @@ STYLE: Final = (
 )
 TRAINED: Final = "#7a9cc6"
 HELD: Final = "#b3432b"
+DRAFTS: Final = (HELD, "#c9883a", "#6b8f4e", "#4a7fa5", "#7d5ba6", "#555555")
+"""Colours of the first draft, the second, ..."""
+TOPS: Final = (1, 5)
+"""How many of a draft's candidates are looked at."""
 
 Line = tuple[str, str, Sequence[tuple[float, float]]]
 """Name, colour, points."""
@@ -44,12 +48,37 @@ def curves(state: State) -> str:
         ),
         ("chance that sampling accepts a draft", [("held out", HELD, [(s, each["overlap"]) for s, each in held])]),
     ]
+    panels += [(name, _lines(state, name)) for name in _figures(state)]
     parts = [_panel(index * PANEL, title, lines) for index, (title, lines) in enumerate(panels)]
     height = PANEL * len(panels)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
         f"<style>{STYLE}</style>{''.join(parts)}</svg>\n"
     )
+
+
+def _figures(state: State) -> list[str]:
+    """Names of the method's own figures, and of what is made of its ranks."""
+    last = state.evaluations[-1] if state.evaluations else {}
+    return [*last.get("figures", {}), *(f"top-{top} of each draft" for top in TOPS if "accuracies" in last)]
+
+
+def _lines(state: State, name: str) -> list[Line]:
+    """A line for a number, or one for each draft."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for each in state.evaluations:
+        value = figure(each, name)
+        for label, number in enumerate(value) if isinstance(value, list) else [("held out", value)]:
+            found.setdefault(str(label + 1) if isinstance(label, int) else label, []).append((each["step"], number))
+    return [(label, DRAFTS[index % len(DRAFTS)], points) for index, (label, points) in enumerate(found.items())]
+
+
+def figure(evaluation: Mapping[str, Any], name: str) -> Any:
+    """A figure of an evaluation by name: a number, or a list of one for each draft."""
+    if name in evaluation.get("figures", {}):
+        return evaluation["figures"][name]
+    top = int(name.removeprefix("top-").split()[0])
+    return [sum(shares[:top]) for shares in evaluation["accuracies"]]
 
 
 def _panel(top: float, title: str, lines: Sequence[Line]) -> str:
@@ -70,7 +99,7 @@ def _panel(top: float, title: str, lines: Sequence[Line]) -> str:
     for index, (name, colour, line) in enumerate(lines):
         path = " ".join(f"{LEFT + x * across:.1f},{bottom - (y - low) * up:.1f}" for x, y in line)
         parts.append(f'<polyline points="{path}" stroke="{colour}"/>')
-        x = WIDTH - RIGHT - 90 * (len(lines) - index)
+        x = WIDTH - RIGHT - min(90, 360 // len(lines)) * (len(lines) - index)
         parts.append(f'<text x="{x}" y="{top + 18}" style="fill:{colour}">{escape(name)}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{bottom + 16}" text-anchor="end">step {last:g}</text>')
     return "".join(parts)

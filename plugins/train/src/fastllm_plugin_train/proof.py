@@ -12,7 +12,7 @@ import torch
 import fastllm_core
 from fastllm_core import Network, Pipeline, Trainer
 
-from .acceptance import Foretold, foretell
+from .acceptance import Foretold, Tree, foretell, foretell_tree
 from .data import Text
 from .distill import answered
 from .rows import packed
@@ -52,16 +52,17 @@ def prove(
     *,
     length: int,
     new_tokens: int,
+    tree: Tree | None = None,
 ) -> Proof:
     """Generate from held-out prompts, plainly and with the head, and walk over the same texts.
 
-    length: tokens of a draft; every draft is as long as it may be.
+    length: tokens of a draft; every draft is as long as it may be.  tree: what rounds draft, None for chains.
     """
     prompts = [text.tokens[: text.prompt if text.prompt > 1 else min(PROMPT, len(text.tokens) // 2)] for text in held]
     asked: dict[str, Any] = {"max_new_tokens": new_tokens, "temperature": 0.0, "ignore_eos": True}
     wanted = plain.generate(prompts, **asked)
     teacher = Teacher(plain.engine.parts.network, trainer.hidden_layers)
-    foretold = _foretold(trainer, teacher, prompts, [text.token_ids for text in wanted], length)
+    foretold = _foretold(trainer, teacher, prompts, [text.token_ids for text in wanted], length, tree)
     with _drafting(method, head, plain, trainer, length) as pipeline:
         given = pipeline.generate(prompts, **asked)
     measured = Foretold()
@@ -73,7 +74,12 @@ def prove(
 
 
 def _foretold(
-    trainer: Trainer, teacher: Teacher, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], length: int
+    trainer: Trainer,
+    teacher: Teacher,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    length: int,
+    tree: Tree | None,
 ) -> Foretold:
     texts = [[answered(prompt, answer)] for prompt, answer in zip(prompts, answers, strict=True)]
     rows = packed(texts, max(len(text.tokens) for (text,) in texts))
@@ -81,7 +87,11 @@ def _foretold(
     with torch.no_grad():
         for index in torch.split(torch.arange(len(rows)), TOGETHER):
             lesson = teacher.lesson(rows.take(index))
-            found.add(foretell(lesson, trainer.judge(lesson, length), length))
+            judgement, counted = trainer.judge(lesson, length), lesson.counted()
+            if tree is None or judgement.ranks is None:
+                found.add(foretell(counted, judgement, length))
+            else:
+                found.add(foretell_tree(counted, judgement.ranks, tree))
     return found
 
 

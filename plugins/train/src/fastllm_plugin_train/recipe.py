@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import cos, pi
 from typing import Any, Literal
@@ -59,10 +60,13 @@ SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
 of Kangaroo's authors (arXiv:2404.18911, their code's script); the first was tried on the demo model."""
 
 
-def recipe_for(parameters: int, context: int | None, **given: Any) -> Recipe:
-    """The recipe for a target's size, with what was given in its place. Rows are no longer than its context."""
+def recipe_for(parameters: int, context: int | None, method: Mapping[str, Any] | None = None, **given: Any) -> Recipe:
+    """The recipe for a target's size, with what was given in its place. Rows are no longer than its context.
+
+    method: what the method would rather have (`Trainer.recipe`).
+    """
     suits = next(values for most, values in SIZES if parameters <= most)
-    chosen = {**suits, **{name: value for name, value in given.items() if value is not None}}
+    chosen = {**suits, **(method or {}), **{name: value for name, value in given.items() if value is not None}}
     if context is not None:
         chosen["length"] = min(chosen["length"], context)
     chosen["warmup"] = min(chosen["warmup"], max(1, chosen["steps"] // 10))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+import torch
 from accelerate import Accelerator
 
 from fastllm_core import Config, ModelError, Pipeline, TargetIdentity, load_head, trainer
@@ -21,7 +22,8 @@ from fastllm_core import Config, ModelError, Pipeline, TargetIdentity, load_head
 from . import card, distill, plot, progress, target
 from . import state as states
 from .data import Text, documents, tokenized
-from .fit import Run, fit
+from .evaluation import cut
+from .fit import TARGET, Run, fit
 from .options import options_of
 from .proof import Proof, network_of, prove
 from .recipe import HELD_OUT, Recipe, recipe_for
@@ -87,11 +89,11 @@ def session(wishes: Wishes, say: Callable[[str], None] = print) -> Result:
         if plain.target.tokenizer is None:
             raise ModelError(f"model '{plain.target.name}' has no tokenizer, and data is text")
         count = sum(part.numel() for part in plain.target.model.parameters())
-        recipe = recipe_for(count, plain.target.context_length, **wishes.recipe)
+        learner: Any = made(options, network)
+        recipe = recipe_for(count, plain.target.context_length, learner.recipe(count), **wishes.recipe)
         texts = _texts(wishes, plain)
         every = pack(texts, recipe.length)
         rows, held = split(every, recipe.held_out, HELD_OUT, recipe.seed)
-        learner: Any = made(options, network)
         accelerator = Accelerator(cpu=network.device.type == "cpu", mixed_precision=recipe.precision)
         run = Run(
             trainer=learner,
@@ -129,19 +131,9 @@ def _finished(wishes: Wishes, run: Run, plain: Pipeline, texts: Sequence[Text], 
     state, output = result.state, wishes.output
     (output / PICTURE).write_text(plot.curves(state), encoding="utf-8")
     if result.done and wishes.proofs:
-        run.trainer.load(load_head(str(output)))  # the best, not the last
-        held = _held_texts(run, wishes.proofs)
-        room = (plain.target.context_length or 1 << 30) - max(len(text.tokens) for text in held)
-        proof = prove(
-            run.trainer,
-            wishes.method,
-            output,
-            plain,
-            held,
-            length=wishes.draft_length,
-            new_tokens=max(8, min(wishes.new_tokens, room)),
-        )
-        result = replace(result, proof=proof)
+        with _settled(wishes, run, plain) as (learner, tuned):
+            learner.load(load_head(str(output)))  # the best, not the last
+            result = replace(result, proof=_proof(wishes, run, learner, tuned, state))
     told = {
         "recipe": result.recipe.to_json(),
         "options": dict(run.identity["options"]),
@@ -156,10 +148,42 @@ def _finished(wishes: Wishes, run: Run, plain: Pipeline, texts: Sequence[Text], 
     }
     (output / CURVES).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     head = load_head(str(output))
+    told["generating"] = dict(run.trainer.generating("FOLDER"))
     kept = {name: told[name] for name in ("recipe", "options", "data", "steps")}
     replace(head, training=kept).save(output)
     (output / "README.md").write_text(card.card(head, told), encoding="utf-8")
     return result
+
+
+@contextmanager
+def _settled(wishes: Wishes, run: Run, plain: Pipeline) -> Iterator[tuple[Any, Pipeline]]:
+    """The trainer and the target as they are once nothing is trained: others, if the target was trained as well."""
+    folder = wishes.output / TARGET
+    if not folder.is_dir():
+        yield run.trainer, plain
+        return
+    made = trainer(wishes.method)
+    settings: dict[str, object] = {"method": "plain", "forward": "eager", "model": str(folder)}
+    with target.loaded(wishes.config, settings, wishes.trust_remote_code) as tuned:
+        yield made(options_of(made.Options, wishes.options), network_of(tuned)), tuned
+
+
+def _proof(wishes: Wishes, run: Run, learner: Any, plain: Pipeline, state: State) -> Proof:
+    """Texts from held-out prompts, with the best head."""
+    held = _held_texts(run, wishes.proofs)
+    room = (plain.target.context_length or 1 << 30) - max(len(text.tokens) for text in held)
+    best = min(state.evaluations, key=lambda each: float(each["loss"]))
+    tree = learner.tree(torch.tensor(best["accuracies"])) if "accuracies" in best else None
+    return prove(
+        learner,
+        wishes.method,
+        wishes.output,
+        plain,
+        held,
+        length=wishes.draft_length,
+        new_tokens=max(8, min(wishes.new_tokens, room)),
+        tree=cut(tree, wishes.draft_length),
+    )
 
 
 def _held_texts(run: Run, most: int) -> list[Text]:
@@ -201,6 +225,7 @@ def _throw_away(folder: Path) -> None:
     """What an earlier session left, and nothing else."""
     for name in (states.FILE, distill.FILE, CURVES, PICTURE, "README.md", "config.json", "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / TARGET, ignore_errors=True)
     if not any(folder.iterdir()):
         shutil.rmtree(folder)
 

@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastllm_core import ConfigError, RequestError
+from fastllm_core import ConfigError, RequestError, read_prompts
 
 from .agreement import Text, written
 from .costs import Costs
-from .prompts import prompts_of
 from .timing import measure
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def default_folder(wishes: Wishes, identity: TargetIdentity) -> Path:
 
 def asked_of(wishes: Wishes, identity: TargetIdentity) -> dict[str, Any]:
     """What texts and costs follow from."""
-    prompts = hashlib.sha256("\n".join(prompts_of(wishes.prompts, wishes.limit)).encode()).hexdigest()[:16]
+    prompts = hashlib.sha256("\n".join(read_prompts(wishes.prompts, wishes.limit)).encode()).hexdigest()[:16]
     costs = None if wishes.costs is None else hashlib.sha256(_bytes_of(wishes.costs)).hexdigest()[:16]
     known = {key: value for key, value in asdict(identity).items() if key != "model"}
     return {
@@ -73,7 +72,7 @@ def set_up(wishes: Wishes, plain: Pipeline, identity: TargetIdentity, path: Path
                 "another folder, or say --fresh to throw it away"
             )
         return found
-    prompts = prompts_of(wishes.prompts, wishes.limit)
+    prompts = read_prompts(wishes.prompts, wishes.limit)
     with console.status("writing texts, and timing what rounds are made of"):
         texts = written(plain, prompts, wishes.new_tokens)
         given = None if wishes.costs is None else costs_of(wishes.costs, plain.engine.parts.network.layers)

@@ -1,4 +1,4 @@
-"""The prompts that a search listens to: a file's, or the built-in ones."""
+"""The prompts that tuning listens to: a file's, or a few built-in ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from fastllm_core import ConfigError
+from .errors import ConfigError
 
-BUILT_IN: Final = "prompts.txt"
+BUILT_IN: Final = "samples.txt"
 
 
-def prompts_of(path: Path | None, limit: int | None = None) -> list[str]:
+def read_prompts(path: Path | None, limit: int | None = None) -> list[str]:
     """One prompt a line: text, or in a .jsonl file objects with `prompt`, `text` or `turns`, of which the first counts.
 
     path: None is the built-in set, which suits a model of stories or of general English; yours suit your model better.

@@ -1,0 +1,1 @@
+"""Medusa, heads on the last hidden state, a plugin for fastllm."""
