@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--method", default="speculative")
     parser.add_argument("--options", nargs="*", default=["draft_model=demo-drafter"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--examples", nargs="*", default=list(EXAMPLES))
     arguments = parser.parse_args()
     model, tokenizer = load(arguments.model, arguments.dtype)
     options = dict(option.split("=", 1) for option in arguments.options)
@@ -123,7 +124,8 @@ def main() -> None:
     print(f"{arguments.model} in {arguments.dtype}, {arguments.method}, {torch.get_num_threads()} threads, torch "
           f"{torch.__version__}; {arguments.repeats} repeats")  # fmt: skip
     print("| example | same | seconds without | seconds with | ratio |\n| --- | --- | --- | --- | --- |")
-    for name, example in EXAMPLES.items():
+    for name in arguments.examples:
+        example = EXAMPLES[name]
         example(model, tokenizer, custom_generate=fast)  # builds the pipeline
         example(model, tokenizer)
         seconds: list[tuple[float, float]] = []

@@ -71,7 +71,7 @@ class StubDefaults(CoreDefaults):
     @hookimpl(trylast=True)
     def fastllm_make_kv_cache(self, network: Any) -> Any:
         self.filled.add("kv_cache")
-        names = ("lengths", "capacity", "reserve", "layers", "extent", "commit", "move", "release")
+        names = ("lengths", "capacity", "reserve", "layers", "extent", "commit", "move", "copy", "release")
         return SimpleNamespace(**dict.fromkeys(names), name="core", network=network)
 
     @hookimpl(trylast=True)

@@ -163,8 +163,9 @@ def test_greedy_texts_are_the_same(fast: CustomGenerate, inputs: dict[str, Tenso
     compare(fast, inputs)
     compare(fast, inputs, eos_token_id=[7, 22, 9, 40, 33])
     compare(fast, inputs, eos_token_id=7, pad_token_id=3, min_new_tokens=5)
-    if fast.reports[0].drafted:
-        assert max(report.accepted for report in fast.reports) > 0
+    compare(fast, inputs)
+    drafted, accepted = (sum(getattr(report, name) for report in fast.reports) for name in ("drafted", "accepted"))
+    assert 0 < accepted < drafted if fast.pipeline(model()).method != "plain" else drafted == 0
 
 
 def test_texts_end_where_the_first_of_many_end_tokens_comes(plain: CustomGenerate) -> None:

@@ -89,6 +89,8 @@ class CustomGenerate:
             raise RequestError(
                 "the model is in training mode, in which its dropout is at work: call model.eval() first"
             )
+        for name, cache in handed.get("caches", {}).items():
+            raise refusal(name, cache, "its cache is its own; give the whole prompt instead")
         rows = rows_of(input_ids, arguments)
         call = Call(model, rows, input_ids, logits_processor, stopping_criteria, generation_config, seed)
         return call.run(self, self.pipeline(model, tokenizer), handed["streamer"])

@@ -1,6 +1,6 @@
 """What `generate` was given and does not hand on to a callable: the streamer, the tokenizer, an assistant.
 
-`GenerationMixin.generate` (seen in transformers 5.24) takes them out of its arguments, then overwrites them with those
+`GenerationMixin.generate` (transformers 5.5 to 5.24) takes them out of its arguments, then overwrites them with those
 that the callable's signature lists and that are still among the arguments, which they are no more. So a streamer would
 see the prompt and nothing else, stop strings would be refused for want of the tokenizer that was passed, and an
 assistant would be ignored without a word. The signature is read in between; then they are put back.
@@ -15,6 +15,8 @@ from typing import Any, Final
 
 PREPARING: Final = "_extract_generation_mode_kwargs"
 """The method of `GenerationMixin` that reads the signature."""
+CACHES: Final = ("cache", "past_key_values")
+"""Names of the argument for a cache. `generate` makes one where the caller gave none, so it must be noticed now."""
 TAKEN: Final = "generation_mode_kwargs"
 """Its local variable that holds what it took out."""
 
@@ -45,6 +47,7 @@ class Handover:
 
 def restore(taken: dict[str, Any], arguments: dict[str, Any]) -> None:
     """Put what was taken out of the arguments back, under names that the signature lists."""
-    arguments["handed_over"] = dict(taken)
+    caches = {name: arguments[name] for name in CACHES if arguments.get(name) is not None}
+    arguments["handed_over"] = {**taken, "caches": caches}
     if "tokenizer" in taken:
         arguments["tokenizer"] = taken["tokenizer"]

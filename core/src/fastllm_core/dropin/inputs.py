@@ -10,11 +10,11 @@ import torch
 
 from ..errors import RequestError
 from .fields import refusal
+from .handover import CACHES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CACHES: Final = ("cache", "past_key_values")
 FORWARD: Final = ("attention_mask", "position_ids", "use_cache", "logits_to_keep", *CACHES)
 """Arguments of the model's forward that `generate` prepares by itself."""
 
@@ -53,14 +53,6 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name not in FORWARD and value is not None and value is not False:
             raise refusal(name, value, "of a prompt it reads the tokens and attention_mask only")
-    for name in CACHES:
-        cache = arguments.get(name)
-        if cache is not None and (getattr(cache, "_is_user_defined", False) or _filled(cache)):
-            raise refusal(name, cache, "its cache is its own; give the whole prompt instead")
-
-
-def _filled(cache: Any) -> bool:
-    return bool(cache.get_seq_length() > 0)
 
 
 def _starts(mask: Tensor) -> list[int]:
