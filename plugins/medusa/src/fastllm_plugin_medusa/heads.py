@@ -184,7 +184,7 @@ class MedusaHeads(nn.Module):
         few = MedusaHeads.__new__(MedusaHeads)
         nn.Module.__init__(few)
         few.shape = replace(self.shape, heads=count)
-        few.blocks, few.lm_heads, few.shared = self.blocks[:count], self.lm_heads[:count], self.shared  # type: ignore[assignment]
+        few.blocks, few.lm_heads, few.shared = self.blocks[:count], self.lm_heads[:count], self.shared
         return few
 
     def head(self, index: int, hidden: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class MedusaHeads(nn.Module):
         own = self.lm_heads[index](read) if self.lm_heads else None
         if self.shared is None:
             assert own is not None
-            return own  # type: ignore[no-any-return]
+            return own
         said = nn.functional.linear(read.to(self.shared.dtype), self.shared)
         return said if own is None else said + own
 
