@@ -190,7 +190,7 @@ class MedusaHeads(nn.Module):
     def head(self, index: int, hidden: Tensor) -> Tensor:
         """One head alone: float[..., H] to float[..., V]. A trainer saves memory with it."""
         read: Tensor = self.blocks[index](hidden)
-        own = self.lm_heads[index](read) if self.lm_heads else None
+        own: Tensor | None = self.lm_heads[index](read) if self.lm_heads else None
         if self.shared is None:
             assert own is not None
             return own
