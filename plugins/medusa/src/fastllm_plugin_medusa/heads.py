@@ -184,16 +184,16 @@ class MedusaHeads(nn.Module):
         few = MedusaHeads.__new__(MedusaHeads)
         nn.Module.__init__(few)
         few.shape = replace(self.shape, heads=count)
-        few.blocks, few.lm_heads, few.shared = self.blocks[:count], self.lm_heads[:count], self.shared  # type: ignore[assignment]
+        few.blocks, few.lm_heads, few.shared = self.blocks[:count], self.lm_heads[:count], self.shared
         return few
 
     def head(self, index: int, hidden: Tensor) -> Tensor:
         """One head alone: float[..., H] to float[..., V]. A trainer saves memory with it."""
         read: Tensor = self.blocks[index](hidden)
-        own = self.lm_heads[index](read) if self.lm_heads else None
+        own: Tensor | None = self.lm_heads[index](read) if self.lm_heads else None
         if self.shared is None:
             assert own is not None
-            return own  # type: ignore[no-any-return]
+            return own
         said = nn.functional.linear(read.to(self.shared.dtype), self.shared)
         return said if own is None else said + own
 

@@ -69,7 +69,7 @@ class HeadsModel(PreTrainedModel):
         elif logits_to_keep:
             inputs_embeds = inputs_embeds[:, -logits_to_keep:]
         heads: Any = self.layers[0]
-        return CausalLMOutput(logits=torch.cat(heads(inputs_embeds).unbind(0), dim=-1))  # type: ignore[arg-type]
+        return CausalLMOutput(logits=torch.cat(heads(inputs_embeds).unbind(0), dim=-1))
 
 
 def as_model(heads: MedusaHeads, network: Network) -> LoadedModel:
@@ -77,7 +77,8 @@ def as_model(heads: MedusaHeads, network: Network) -> LoadedModel:
     target = network.loaded
     config = HeadsConfig(heads=heads.shape.settings())
     config.name_or_path = f"heads of {target.name}"
-    model = HeadsModel(config, heads).to(target.device, target.dtype)
+    model: Any = HeadsModel(config, heads)
+    model = model.to(target.device, target.dtype)
     model.requires_grad_(False)
     model.eval()
     return LoadedModel(config.name_or_path, model, None, target.device, target.dtype)
