@@ -14,7 +14,8 @@ def whole_layer(target: TinyTarget) -> dict[str, object]:
     """A whole decoder layer behind more layers, whose drafts end where it is unsure: some early, some late."""
     folder = target.folder / "kangaroo-layer"
     if not folder.exists():
-        random_head(target.model, exit_layer=2, mode="layer", seed=1).save(folder)
+        exit_layer = min(2, target.model.config.num_hidden_layers - 1)
+        random_head(target.model, exit_layer, mode="layer", seed=1).save(folder)
     return {"adapter": str(folder), "threshold": 0.1}
 
 

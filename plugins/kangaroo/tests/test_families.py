@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fastllm_core
-from fastllm_core import UnsupportedModel
+from fastllm_core import ConfigError, UnsupportedModel
 from fastllm_core.testing.checks.cache import CacheWatch
 from fastllm_core.testing.families import family
 from fastllm_plugin_kangaroo.adapter import random_head
@@ -31,11 +31,15 @@ def splittable() -> list[str]:
 def check(name: str, folder: Path, *, exact: bool = False) -> None:
     """Several texts of unlike lengths, and one alone, in both modes of the adapter.
 
-    Raise UnsupportedModel where the port is refused, ConfigError where `exact` is, AssertionError if something differs.
+    Raise UnsupportedModel where the port is refused, AssertionError if something differs.
     """
     model = family(name).model()
     config: dict[str, Any] = {"draft.controller": "fixed", "draft.length": 3, "forward": "eager", "exact": exact}
-    with fastllm_core.load(model, "plain", config=config, dtype="float32") as pipeline:
+    try:
+        pipeline = fastllm_core.load(model, "plain", config=config, dtype="float32")
+    except ConfigError as error:
+        pytest.skip(f"plain decoding is refused as well: {error}")  # kernels of this machine, under `exact`
+    with pipeline:
         plain = [text.token_ids for text in pipeline.generate(PROMPTS, max_new_tokens=NEW)]
         layers = pipeline.engine.parts.network.layers
     for exit_layer, mode in ((1, "layer"), (max(1, layers // 2), "attention")):

@@ -97,6 +97,8 @@ def test_drafting_meets_the_features_of_training_and_says_what_training_said(
     with fastllm_core.load(
         target, "kangaroo", tokenizer=tiny_tokenizer(), config=settings, dtype="float32", **given
     ) as pipeline:
+        drafter: Any = pipeline.drafter
+        assert trainer.hidden_layers == drafter.hidden_layers == (EXIT,)
         pipeline.engine.parts = replace(pipeline.engine.parts, observers=(rounds,))
         pipeline.generate([TEXTS[0], TEXTS[1], [4]], max_new_tokens=16, temperature=1.0, seed=1)
     compared = 0
