@@ -17,9 +17,9 @@ class Confidence:
     The decision looks at drafted tokens and at the round's thresholds, and the token that ends a draft stays in it: to
     drop a token that was drawn because it is unlikely would bias the text.
 
-    A row also ends behind a token that ends its text, since nothing behind that is ever kept. Without thresholds that is
-    looked at on the CPU only: to read a token of another device would wait for it in every step, to save a few steps of
-    a text's last round.
+    A row also ends behind a token that ends its text, since nothing behind that is ever kept. Without thresholds this
+    is looked at on the CPU only: to read a token of another device is to wait for it, in every step, for the sake of a
+    few steps of a text's last round.
     """
 
     def __init__(self, batch: Batch) -> None:
