@@ -14,8 +14,9 @@ from fastllm_core.testing import Subject, tiny_model, tiny_tokenizer
 SURE, UNSURE = [0.0, 9.0, 0.0], [1.0, 1.1, 1.0]
 
 
-def batch(lengths: tuple[int, ...], thresholds: tuple[float, ...] = ()) -> Batch:
-    rows = tuple(Row(i, Request((1,), 9), [1], 0, i) for i in range(len(lengths)))
+def batch(lengths: tuple[int, ...], thresholds: tuple[float, ...] = (), final: tuple[set[int], ...] = ()) -> Batch:
+    ends = final or ((),) * len(lengths)
+    rows = tuple(Row(i, Request((1,), 9, eos_token_ids=frozenset(ends[i])), [1], 0, i) for i in range(len(lengths)))
     sampling = Sampling.of([SamplingParams()] * len(rows), torch.device("cpu"))
     return Batch(rows, lengths, torch.device("cpu"), sampling, thresholds=thresholds)
 
@@ -49,6 +50,22 @@ def test_the_chance_is_that_of_the_token_that_was_drafted() -> None:
     confidence = Confidence(batch((4,), (0.8,)))
     assert told(confidence, [SURE], tokens=[[0]]) == [False]
     assert confidence.lengths.tolist() == [1]
+
+
+def test_a_row_ends_behind_a_token_that_ends_its_text_and_keeps_it() -> None:
+    confidence = Confidence(batch((4, 4, 0), final=({1, 2}, {2}, {1})))
+    assert told(confidence, [SURE] * 3, [SURE] * 3, tokens=[[0], [0], [1]]) == [True, True]
+    assert told(confidence, [SURE] * 3, tokens=[[1], [1], [1]]) == [True], "each row has its own"
+    assert told(confidence, [SURE] * 3, tokens=[[0], [2], [1]]) == [False]
+    assert confidence.lengths.tolist() == [3, 4, 0]
+
+
+def test_tokens_of_another_device_are_not_read_for_that() -> None:
+    confidence = Confidence(batch((2,), final=({1},)))
+    nowhere = torch.empty(1, 1, dtype=torch.long, device="meta")  # to read it is an error
+    assert confidence.goes_on(torch.tensor([SURE]), nowhere)
+    watching = Confidence(batch((4,), (0.8,), final=({1},)))
+    assert told(watching, [SURE], tokens=[[1]]) == [False], "where thresholds are read, ends are too"
 
 
 def test_a_drafter_that_does_not_tell_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

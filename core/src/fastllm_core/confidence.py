@@ -1,4 +1,4 @@
-"""Ending a draft where the drafter is unsure, row by row."""
+"""Ending a draft where the drafter is unsure, or has ended the text, row by row."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ class Confidence:
     """How long each row's draft has become, told token by token.
 
     The decision looks at drafted tokens and at the round's thresholds, and the token that ends a draft stays in it: to
-    drop a token that was drawn because it is unlikely would bias the text. Where no row has a threshold, nothing is
-    read on the host.
+    drop a token that was drawn because it is unlikely would bias the text.
+
+    A row also ends behind a token that ends its text, since nothing behind that is ever kept. Without thresholds this
+    is looked at on the CPU only: to read a token of another device is to wait for it, in every step, for the sake of a
+    few steps of a text's last round.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -26,6 +29,7 @@ class Confidence:
         """Tokens told so far."""
         self._ends = list(batch.draft_lengths)
         self._watches = any(batch.thresholds)
+        self._final = [row.request.eos_token_ids for row in batch.rows]
 
     def goes_on(self, logits: Tensor, tokens: Tensor) -> bool:
         """Count one more token of every row; whether any row wants another.
@@ -37,8 +41,15 @@ class Confidence:
             likely = torch.softmax(logits.float(), -1).gather(1, tokens.to(logits.device))[:, 0].tolist()
             for row, (chance, threshold) in enumerate(zip(likely, self.batch.thresholds, strict=True)):
                 if chance < threshold:
-                    self._ends[row] = min(self._ends[row], self.drafted)
+                    self._end(row)
+        if any(self._final) and (self._watches or tokens.device.type == "cpu"):
+            for row, (token, final) in enumerate(zip(tokens[:, 0].tolist(), self._final, strict=True)):
+                if token in final:
+                    self._end(row)
         return self.drafted < max(self._ends)
+
+    def _end(self, row: int) -> None:
+        self._ends[row] = min(self._ends[row], self.drafted)
 
     @property
     def lengths(self) -> Tensor:

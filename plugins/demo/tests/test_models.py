@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,6 +230,30 @@ def test_command_line_refuses_an_unknown_name(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "demo-100m" in capsys.readouterr().err
+
+
+def test_command_line_grows_another_model_to_a_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_heads = replace(TINY, shape=Shape(256, 13, 520, 9, 3))
+    monkeypatch.setitem(GROWN, "demo-tiny", small_heads)
+    words = ["grow", "demo-tiny", "--source", str(DEMO.path()), "--output", str(tmp_path / "grown")]
+    monkeypatch.setattr(sys, "argv", words)
+    assert main() == 2
+    assert "query heads per key head" in capsys.readouterr().err
+    monkeypatch.setitem(GROWN, "demo-tiny", TINY)
+    assert main() == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'grown'}\n"
+    ids = torch.tensor([[1, 400, 17, 2000]])
+    with torch.no_grad():
+        small, large = (AutoModelForCausalLM.from_pretrained(each)(ids).logits for each in (DEMO.path(), words[-1]))
+    assert (small - large).abs().max() < 0.3 * small.abs().max()
+    assert large.argmax(-1).tolist() == small.argmax(-1).tolist()
+    assert main() == 2
+    assert "is not empty; name a new folder" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", words[:4])
+    with pytest.raises(SystemExit, match="2"):
+        main()
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import fastllm_core
-from fastllm_core import Batch, Draft, Pipeline, Resume, Scores, UnsupportedModel, Verdict
+from fastllm_core import Batch, Draft, Pipeline, Resume, SamplingParams, Scores, UnsupportedModel, Verdict
+from fastllm_core.request import Request
 from fastllm_core.testing import Subject, tiny_model, tiny_tokenizer
 from fastllm_core.testing.checks.cache import check_rollback
 from fastllm_core.testing.families import family
@@ -43,6 +44,18 @@ class Watch:
 
     def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         self.seen.append((batch, draft, verdict))
+
+
+@pytest.mark.parametrize(("sampled", "ends", "drafted"), [(False, True, 1), (True, True, 1), (False, False, 4)])
+def test_nothing_is_drafted_behind_a_token_that_ends_the_text(sampled: bool, ends: bool, drafted: int) -> None:
+    final = frozenset(range(64)) if ends else frozenset()  # whatever is drafted ends the text, and stays in the draft
+    sampling = SamplingParams(temperature=1.0 if sampled else 0.0)
+    with load(exit_layer=2) as pipeline:
+        watch = Watch(pipeline)
+        pipeline.engine.add(Request((5, 9), 8, sampling=sampling, seed=3, eos_token_ids=final))
+        pipeline.engine.step()
+    draft = watch.seen[0][1]
+    assert (draft.width, draft.lengths.tolist()) == (drafted, [drafted])
 
 
 def silenced(attention: set[int], mlp: set[int]) -> Any:

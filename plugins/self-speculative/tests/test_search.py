@@ -53,7 +53,7 @@ class Synthetic:
         acceptance = math.exp(-loss)
         length = self.costs.best_length(skipped, acceptance, 8)
         value = self.costs.speedup(skipped, acceptance, length)
-        return Score(value, acceptance, self.costs.ratio(skipped), length)
+        return Score(value, acceptance, self.costs.ratio(skipped, length), length)
 
 
 def searched(tmp_path: Path, name: str, objective: Any, trials: int, *, file: str = "a", **more: Any) -> list[Trial]:

@@ -43,6 +43,18 @@ def test_exits_count_by_depth_and_in_turns() -> None:
     assert all(sum(gradual.exit_weights(12, step)) == pytest.approx(1.0) for step in range(0, 90, 9))
 
 
+def test_exits_that_are_chosen_take_turns_and_may_count_evenly() -> None:
+    even = Recipe(exit_scale=0.5, rotation=1, weighting="even")
+    assert even.exit_weights(4, 0) == pytest.approx([0.2, 0.2, 0.2, 0.4])
+    chosen = Recipe(exit_scale=1.0, rotation=2, weighting="even", exits=(1, 3))
+    assert chosen.exit_weights(4, 0) == pytest.approx([0.5, 0.0, 0.0, 0.5])
+    assert chosen.exit_weights(4, 1) == pytest.approx([0.0, 0.0, 0.5, 0.5])
+    deep = Recipe(exit_scale=0.5, rotation=1, exits=(3,))
+    assert deep.exit_weights(4, 7) == pytest.approx([0.0, 0.0, 1.5 / 6.0, 4.5 / 6.0])
+    gradual = Recipe(curriculum="gradual", steps=8, exits=(1, 2))
+    assert [gradual.enabled(4, step) for step in (0, 2, 4)] == [[], [1], [0, 1]]
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     recipe = Recipe(steps=100, learning_rate=1.0)
     rates = [recipe.rate(step) for step in range(100)]
@@ -139,3 +151,7 @@ def test_the_command_leaves_a_stock_model_that_drafts_for_itself(
         main(words)
     assert ended.value.code == 2
     assert "is not empty; name a new folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main([*words[:-4], "--output", str(tmp_path / "other"), "--exit", "4"])
+    assert ended.value.code == 2
+    assert "--exit 4: lies not before the last of 4 layers" in capsys.readouterr().err

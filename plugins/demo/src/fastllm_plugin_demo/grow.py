@@ -12,7 +12,8 @@ neuron of the MLP) first reads the residual stream and then writes to it, and th
 So no matrix of a layer holds blocks of zeros or repeats another's, which a runtime could fold: it is as dense and as
 large as in a trained model of that size. Say *grown* wherever a number measured with such a model is shown.
 
-`python -m fastllm_plugin_demo.grow NAME` builds one of the registered ones and prints its folder.
+`python -m fastllm_plugin_demo.grow NAME` builds one of the registered ones and prints its folder; with `--source` and
+`--output` it grows another model of `demo`'s kind to the same shape.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +33,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from .shape import Shape
+
+if TYPE_CHECKING:
+    from .models import Grown
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +231,7 @@ def grown_norm(weight: Tensor, hidden: int) -> Tensor:
 
 
 def main() -> int:
-    """Build a registered grown model and print its folder."""
+    """Build a registered grown model, or another of its shape, and print its folder."""
     from fastllm_core import FastllmError
 
     from .models import GROWN
@@ -235,14 +241,30 @@ def main() -> int:
         description="Build a grown model, unless the cache has it, and print its folder.",
     )
     parser.add_argument("name", choices=sorted(GROWN), metavar="NAME", help=", ".join(GROWN))
-    name = parser.parse_args().name
+    parser.add_argument("--source", type=Path, metavar="DIR", help="grow this model, one trained from demo, instead")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where that goes; a new or empty folder")
+    asked = parser.parse_args()
+    if (asked.source is None) != (asked.output is None):
+        parser.error("--source and --output belong together")
     try:
-        folder = GROWN[name].path()
-    except FastllmError as error:
+        folder = GROWN[asked.name].path() if asked.source is None else _grown_from(asked, GROWN[asked.name])
+    except (FastllmError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stdout.write(f"{folder}\n")
     return 0
+
+
+def _grown_from(asked: argparse.Namespace, model: Grown) -> Path:
+    """Raises OSError or ValueError if the source is no such model, or the output not an empty folder."""
+    from .build import build
+
+    output: Path = asked.output
+    output.mkdir(parents=True, exist_ok=True)
+    if any(output.iterdir()):
+        raise ValueError(f"--output {output}: is not empty; name a new folder")
+    build(output.name, asked.source, model.shape, model.seed, output)
+    return output
 
 
 if __name__ == "__main__":

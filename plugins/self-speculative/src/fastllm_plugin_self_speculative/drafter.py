@@ -60,13 +60,17 @@ class SkippingDrafter(Drafter):
         try_once(self.network, skipped, self.hidden)
 
     def propose(self, batch: Batch) -> Draft:
+        """Draft, unless the whole model would: that costs as much as the text itself."""
+        if self.skipped:
+            return self.draft(batch)
+        nothing = torch.zeros(len(batch), 0, dtype=torch.long, device=batch.device)
+        return Draft(nothing, torch.zeros(len(batch), dtype=torch.long, device=batch.device))
+
+    def draft(self, batch: Batch) -> Draft:
         """Draft until the longest row has what it asked for, or every row has come to a token that it is unsure of.
 
         Source: arXiv:2309.08168, algorithm 1, with a threshold of each row's own.
         """
-        if not self.skipped:
-            nothing = torch.zeros(len(batch), 0, dtype=torch.long, device=batch.device)
-            return Draft(nothing, torch.zeros(len(batch), dtype=torch.long, device=batch.device))
         count = max(batch.draft_lengths)
         extent = self.cache.extent(max(batch.lengths) + count)
         self.cache.reserve(len(batch), extent)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 import torch
 from torch import Tensor
 
-from fastllm_core import Batch, ConfigError, Context, Draft, Drafter, Proposal, Purpose, Row, draw, warp
+from fastllm_core import Batch, Confidence, ConfigError, Context, Draft, Drafter, Proposal, Purpose, Row, draw, warp
 
 from .model import DraftModel
 from .overlap import Overlap
@@ -184,6 +184,7 @@ class TranslatingDrafter(Drafter):
         greedy = batch.sampling.greedy
         uniforms = None if greedy else batch.uniforms(Purpose.DRAFT, count)
         said = self._model.start(texts, len(batch), count)
+        confidence = Confidence(batch)
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
         own: list[Tensor] = []
@@ -197,11 +198,13 @@ class TranslatingDrafter(Drafter):
                 probs.append(warp(shared[:, None], batch.sampling))
                 tokens.append(draw(probs[-1][:, 0], uniforms[:, step])[:, None])
             own.append(self.overlap.to_drafter[tokens[-1]].to(said.logits.device))
+            if not confidence.goes_on(shared, tokens[-1]):
+                break
         self._hold(batch, texts, torch.cat(own, dim=1))
-        lengths = [most if slot in texts else 0 for slot, most in enumerate(batch.draft_lengths)]
+        drafting = torch.tensor([slot in texts for slot in range(len(batch))], device=batch.device)
         return Draft(
             torch.cat(tokens, dim=1),
-            torch.tensor(lengths, device=batch.device),
+            confidence.lengths * drafting,
             probs=torch.cat(probs, dim=1) if probs else None,
         )
 

@@ -34,6 +34,13 @@ def early_exit(
     learning_rate: Annotated[float, typer.Option(min=0.0, help="The highest.")] = 3e-4,
     dropout: Annotated[float, typer.Option(min=0.0, max=1.0, help="Chance that the last layer is dropped.")] = 0.1,
     exit_scale: Annotated[float, typer.Option(min=0.0, help="How much exits before the last one count.")] = 0.1,
+    weighting: Annotated[
+        Literal["depth", "even"],
+        typer.Option(help="Exits count by depth, or all alike: then the first ones learn too."),
+    ] = "depth",
+    exits: Annotated[
+        list[int] | None, typer.Option("--exit", min=1, help="An exit that counts; without it all do. Repeatable.")
+    ] = None,
     curriculum: Annotated[
         Literal["rotational", "gradual"], typer.Option(help="Which exits count when.")
     ] = "rotational",
@@ -66,6 +73,8 @@ def early_exit(
         learning_rate=learning_rate,
         dropout=dropout,
         exit_scale=exit_scale,
+        weighting=weighting,
+        exits=tuple(sorted(set(exits or ()))),
         curriculum=curriculum,
         rotation=rotation,
         scratch=scratch,

@@ -25,6 +25,10 @@ class Recipe:
     """p_max, the chance that the last layer is dropped."""
     exit_scale: float = 0.1
     """e_scale, how much exits before the last one count."""
+    weighting: Literal["depth", "even"] = "depth"
+    """Exits count by their depth, as in the paper, where the first count next to nothing; or all alike."""
+    exits: tuple[int, ...] = ()
+    """The exits that count besides the last, as numbers of layers in order; all if empty."""
     curriculum: Literal["rotational", "gradual"] = "rotational"
     rotation: int = 8
     """R: in every step one exit of so many in a row counts, and the last one always."""
@@ -41,21 +45,29 @@ class Recipe:
     def exit_weights(self, layers: int, step: int) -> list[float]:
         """How much the loss behind each layer counts in a step: they sum to 1, and most are 0.
 
-        e(l) = e_scale * (0 + ... + l) for l < L-1, and e(L-1) = L-1 + e_scale * (0 + ... + L-2), over enabled exits.
+        By depth, e(l) = e_scale * (0 + ... + l) for l < L-1, and e(L-1) = L-1 + e_scale * (0 + ... + L-2), over enabled
+        exits; evenly, e(l) = e_scale and e(L-1) = 1.
         """
-        weights = [self.exit_scale * layer * (layer + 1) / 2 for layer in range(layers - 1)]
-        weights.append(layers - 1 + self.exit_scale * (layers - 2) * (layers - 1) / 2)
-        kept = [weight if self.enabled(layer, layers, step) else 0.0 for layer, weight in enumerate(weights)]
-        total = sum(kept)
-        return [weight / total for weight in kept] if total else [0.0] * (layers - 1) + [1.0]
+        weights = [0.0] * (layers - 1) + [
+            1.0 if self.weighting == "even" else float(self._by_depth(layers - 1, layers))
+        ]
+        for layer in self.enabled(layers, step):
+            weights[layer] = self.exit_scale if self.weighting == "even" else self._by_depth(layer, layers)
+        total = sum(weights)
+        return [weight / total for weight in weights] if total else [0.0] * (layers - 1) + [1.0]
 
-    def enabled(self, layer: int, layers: int, step: int) -> bool:
-        """C(t, l): the last exit always; of the others every R-th, one on in each step, or from the top downwards."""
-        if layer == layers - 1:
-            return True
+    def enabled(self, layers: int, step: int) -> list[int]:
+        """C(t, l): which layers before the last count: every R-th, one on in each step; or from the top downwards."""
+        chosen = [exit_layer - 1 for exit_layer in self.exits] or range(layers - 1)
         if self.curriculum == "rotational":
-            return (layer - step) % self.rotation == 0
-        return (layers - 1 - layer) <= 2 * (layers - 1) * step / self.steps
+            return [layer for place, layer in enumerate(chosen) if (place - step) % self.rotation == 0]
+        count = len(chosen)
+        return [layer for place, layer in enumerate(chosen) if count - place <= 2 * count * step / self.steps]
+
+    def _by_depth(self, layer: int, layers: int) -> float:
+        if layer < layers - 1:
+            return self.exit_scale * layer * (layer + 1) / 2
+        return layers - 1 + self.exit_scale * (layers - 2) * (layers - 1) / 2
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""

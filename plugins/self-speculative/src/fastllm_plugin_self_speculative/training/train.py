@@ -42,6 +42,8 @@ def train(
         raise ConfigError(f"model '{target.name}': has no tokenizer, and data is text")
     model = _model_of(target, recipe)
     exits = Exits(model)
+    if recipe.exits and max(recipe.exits) >= len(exits.layers):
+        raise ConfigError(f"--exit {max(recipe.exits)}: lies not before the last of {len(exits.layers)} layers")
     rows = rows_of(data, target.tokenizer, recipe.length, recipe.steps * recipe.batch + HELD_OUT, recipe.seed)
     held, rows = (rows[:HELD_OUT], rows[HELD_OUT:]) if len(rows) > HELD_OUT else (rows, rows)
     losses: list[float] = []

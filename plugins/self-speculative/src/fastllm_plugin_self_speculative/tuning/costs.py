@@ -1,4 +1,4 @@
-"""What rounds cost: seconds of each sub-layer over one row, of forwards of a few rows, and of the work around them.
+"""What rounds cost: seconds of each sub-layer in a drafted token, of what a draft takes once, and of verifying it.
 
 With these, the speed of any skip set follows from its acceptance, and no set need be compiled to be tried.
 """
@@ -14,24 +14,27 @@ from ..skipset import SkipSet
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds."""
+    """Seconds, as they pass in real rounds: with all that is done around forwards."""
 
     attention: tuple[float, ...]
-    """Of each layer's attention, in a forward of one row."""
+    """Of each layer's attention, in a drafted token."""
     mlp: tuple[float, ...]
-    """Of each layer's MLP, in a forward of one row."""
+    """Of each layer's MLP, in a drafted token."""
     rest: float
-    """Of what remains of that forward: embedding, norms, head."""
+    """Of what remains of it when every layer is skipped whole: embedding, head, choosing a token."""
     rows: Mapping[int, float]
-    """Of a forward of the whole model, by its rows; 1 is among them."""
-    round: float = 0.0
-    """Of what a round does outside forwards."""
+    """Of a round behind its draft (verification, acceptance, counting), by the rows verified; 1 is a plain round."""
+    shell: float = 0.0
+    """Of a layer of which a part is skipped, or nothing: its norms. A layer that is skipped whole is passed by."""
+    begin: float = 0.0
+    """Of a draft, whatever its length."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if these are no costs."""
         if 1 not in self.rows or len(self.attention) != len(self.mlp) or not self.attention:
             raise ValueError("costs need attention and mlp of every layer, and rows that include 1")
-        if min(*self.attention, *self.mlp, self.rest, self.round, *self.rows.values()) < 0 or self.plain <= 0:
+        times = (*self.attention, *self.mlp, self.rest, self.shell, self.begin, *self.rows.values())
+        if min(times) < 0 or self.plain <= 0:
             raise ValueError("costs must not be negative, nor a round free")
 
     @property
@@ -42,26 +45,29 @@ class Costs:
     @property
     def plain(self) -> float:
         """A round of plain decoding: one token."""
-        return self.rows[1] + self.round
+        return self.rows[1]
 
-    def draft(self, skipped: SkipSet) -> float:
-        """One drafted token."""
+    def step(self, skipped: SkipSet) -> float:
+        """One more drafted token."""
+        passed = skipped.attention & skipped.mlp
         attention = sum(cost for layer, cost in enumerate(self.attention) if layer not in skipped.attention)
         mlp = sum(cost for layer, cost in enumerate(self.mlp) if layer not in skipped.mlp)
-        return self.rest + attention + mlp
+        return self.rest + attention + mlp + self.shell * (self.layers - len(passed))
 
-    def ratio(self, skipped: SkipSet) -> float:
-        """c: one drafted token against one that is decoded plainly."""
-        return self.draft(skipped) / self.plain
+    def draft(self, skipped: SkipSet, length: int) -> float:
+        """A draft. Before an early exit the last token is read by the first layers as well."""
+        return self.begin + length * self.step(skipped) + self._lower(skipped)
+
+    def ratio(self, skipped: SkipSet, length: int) -> float:
+        """c: a drafted token, with its share of what a draft takes once, against one that is decoded plainly."""
+        return self.draft(skipped, length) / length / self.plain
 
     def verify(self, skipped: SkipSet, length: int) -> float:
-        """A draft's verification. Behind an early exit only the upper layers run, and the last token's lower ones."""
-        whole = self._forward(length + 1)
-        exit_layer = skipped.exit_layer(self.layers)
-        if exit_layer is None:
-            return whole
-        lower = sum(self.attention[:exit_layer]) + sum(self.mlp[:exit_layer])
-        return whole * (1.0 - lower / self.draft(SkipSet())) + lower
+        """A round behind its draft. Behind an early exit only the upper layers run."""
+        round_ = self._behind(length + 1)
+        whole = self.step(SkipSet())
+        forward = max(round_ - max(self.plain - whole, 0.0), 0.0)
+        return round_ - forward * self._lower(skipped) / whole
 
     def speedup(self, skipped: SkipSet, acceptance: float, length: int) -> float:
         """Expected tokens per second against plain decoding's, drafting `length` tokens in every round.
@@ -69,13 +75,18 @@ class Costs:
         Source: arXiv:2211.17192, equation 1 and theorem 3.8, with measured times in place of one ratio.
         """
         tokens = expected_tokens(acceptance, length)
-        return tokens * self.plain / (length * self.draft(skipped) + self.verify(skipped, length) + self.round)
+        return tokens * self.plain / (self.draft(skipped, length) + self.verify(skipped, length))
 
     def best_length(self, skipped: SkipSet, acceptance: float, longest: int) -> int:
         """The draft length, 1..longest, at which that is largest."""
         return max(range(1, longest + 1), key=lambda length: self.speedup(skipped, acceptance, length))
 
-    def _forward(self, rows: int) -> float:
+    def _lower(self, skipped: SkipSet) -> float:
+        """The layers before an early exit, over one row; 0 where there is none."""
+        exit_layer = skipped.exit_layer(self.layers) or 0
+        return sum(self.attention[:exit_layer]) + sum(self.mlp[:exit_layer]) + exit_layer * self.shell
+
+    def _behind(self, rows: int) -> float:
         """Measured, or between the measured ones around it; beyond them, as the nearest."""
         known = sorted(self.rows)
         below = max((count for count in known if count <= rows), default=known[0])
@@ -97,7 +108,8 @@ class Costs:
             tuple(map(float, value["mlp"])),
             float(value["rest"]),
             {int(rows): float(seconds) for rows, seconds in value["rows"].items()},
-            float(value.get("round", 0.0)),
+            float(value["shell"]),
+            float(value["begin"]),
         )
 
 

@@ -34,7 +34,7 @@ class Predicted(Objective):
         acceptance = self.agreement.of(skipped)
         length = self.costs.best_length(skipped, acceptance, self.longest)
         value = self.costs.speedup(skipped, acceptance, length)
-        return Score(value, acceptance, self.costs.ratio(skipped), length)
+        return Score(value, acceptance, self.costs.ratio(skipped, length), length)
 
 
 class Accepted(Objective):

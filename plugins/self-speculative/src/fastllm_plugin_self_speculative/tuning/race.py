@@ -80,7 +80,7 @@ class Race:
     def run(self, entries: Sequence[tuple[SkipSet, int]]) -> list[Measured]:
         """Measure some sets, each with its draft length. Everybody takes turns, prompt by prompt."""
         with ExitStack() as stack:
-            rivals = [stack.enter_context(self.rival(*entry)) for entry in entries]
+            rivals = [stack.enter_context(rival(self.plain, *entry)) for entry in entries]
             everyone = [self.plain, *rivals]
             texts = [[self._write(each, prompt) for prompt in self.prompts] for each in everyone]  # warms up as well
             same = [sum(map(_equal, theirs, texts[0])) for theirs in texts]
@@ -91,20 +91,6 @@ class Race:
     def ratio(self, skipped: SkipSet, length: int) -> float:
         """One set's speed against plain decoding's."""
         return self.run([(skipped, length)])[0].ratio
-
-    def rival(self, skipped: SkipSet, length: int) -> Pipeline:
-        """The method with a set, always drafting as many tokens."""
-        config = self.plain.config
-        options = {"skip_attention": sorted(skipped.attention), "skip_mlp": sorted(skipped.mlp)}
-        chosen: Config = config.model_copy(
-            update={
-                "method": "self-speculative",
-                "options": {"self-speculative": options},
-                "draft": config.draft.model_copy(update={"controller": "fixed", "length": length}),
-            }
-        )
-        target = self.plain.target
-        return load(target.model, config=chosen, tokenizer=target.tokenizer)
 
     def _repeat(self, everyone: Sequence[Pipeline]) -> list[Lap]:
         laps = [Lap() for _ in everyone]
@@ -135,6 +121,19 @@ class Race:
             texts=len(self.prompts),
             forwards=forwards,
         )
+
+
+def rival(plain: Pipeline, skipped: SkipSet, length: int) -> Pipeline:
+    """The method with a set, always drafting as many tokens, on the weights of a pipeline that decodes plainly."""
+    options = {"skip_attention": sorted(skipped.attention), "skip_mlp": sorted(skipped.mlp)}
+    chosen: Config = plain.config.model_copy(
+        update={
+            "method": "self-speculative",
+            "options": {"self-speculative": options},
+            "draft": plain.config.draft.model_copy(update={"controller": "fixed", "length": length}),
+        }
+    )
+    return load(plain.target.model, config=chosen, tokenizer=plain.target.tokenizer)
 
 
 def _equal(mine: Any, theirs: Any) -> bool:

@@ -77,8 +77,6 @@ def set_up(wishes: Wishes, plain: Pipeline, identity: TargetIdentity, path: Path
         texts = written(plain, prompts, wishes.new_tokens)
         given = None if wishes.costs is None else costs_of(wishes.costs, plain.engine.parts.network.layers)
         costs = given or measure(plain, wishes.longest, prompts[0])
-    if "but eager for" in plain.backend.summary:
-        console.print("note: drafts would run eagerly beside compiled forwards; compile them: --set forward=compiled")
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"asked": asked, "costs": costs.to_json(), "texts": [[text.prompt, text.continuation] for text in texts]}
     part = path.with_suffix(".part")
