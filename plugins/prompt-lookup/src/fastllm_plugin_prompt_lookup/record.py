@@ -11,7 +11,7 @@ FARTHEST: Final = SIZES[-1]
 """A match is not followed back beyond so many tokens."""
 PRIOR: Final = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 """What is expected of each class before anything is known."""
-WEIGHT: Final = 2.0
+WEIGHT: Final = 4.0
 """So many tokens the prior counts for."""
 MEMORY: Final = 0.95
 """How much of a class's counts survives its next look-up."""

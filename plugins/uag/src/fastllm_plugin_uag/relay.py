@@ -120,6 +120,7 @@ class Relay(Drafter):
             known = text.inner if text else None
             rows.append(known or Row(0, Request((0,), 1), [0], row.seed, slot))
             lengths.append(length_of(text.reading, row, most) if text and known and most else 0)
+        self._reserve(len(rows), max(row.length for row in rows) + max(lengths))
         return Batch(tuple(rows), tuple(lengths), batch.device, Sampling.of([GREEDY] * len(rows), batch.device))
 
     def _follow(self, row: Row, tokens: list[int]) -> Text:
@@ -142,8 +143,14 @@ class Relay(Drafter):
             left = row.prompt_length + row.request.max_new_tokens - len(tokens)
             request = Request(tuple(own), max(1, LONGEST * left), GREEDY, row.seed)
             text.inner = Row(next(self._ids), request, list(own), row.seed, row.slot)
-            self.inner.prefill(text.inner, 0, len(own) - 1, {})
+            if len(own) > 1:  # the last token is the root of what is drafted
+                self._reserve(row.slot + 1, len(own))
+                self.inner.prefill(text.inner, 0, len(own) - 1, {})
         return text
+
+    def _reserve(self, rows: int, slots: int) -> None:
+        for cache in self._caches:
+            cache.reserve(rows, cache.extent(slots))
 
     def _keep(self, slot: int, count: int) -> None:
         """Forget what the inner drafter's caches hold of a row behind its first `count` tokens."""
