@@ -184,7 +184,8 @@ def test_prompt_look_up_drafts_over_other_tokens(tmp_path: Path) -> None:
 def test_a_draft_model_drafts_over_other_tokens_and_its_cache_agrees_with_the_text(tmp_path: Path, same: bool) -> None:
     """A model that says what the target says is always right, if nothing that its cache holds is wrong."""
     pytest.importorskip("fastllm_plugin_speculative")
-    folder = relative(tiny_model(), tiny_tokenizer(), tmp_path / "relative", 0 if same else 6)
+    speaker = tiny_model(seed=0 if same else 1)
+    folder = relative(speaker, tiny_tokenizer(), tmp_path / "relative", 0 if same else 6)
     with fastllm_core.load(tiny_model(), "plain", tokenizer=tiny_tokenizer()) as pipeline:
         expected = [result.token_ids for result in pipeline.generate(PROMPTS, max_new_tokens=25)]
     with load(folder, drafter="speculative", drafter_options={"draft_model": folder}) as pipeline:
@@ -193,4 +194,5 @@ def test_a_draft_model_drafts_over_other_tokens_and_its_cache_agrees_with_the_te
         assert [any(cache.lengths) for cache in pipeline.engine.parts.foreign_caches] == [False]
     assert [result.token_ids for result in results] == expected
     drafted, accepted = (sum(getattr(result.report, name) for result in results) for name in ("drafted", "accepted"))
-    assert accepted == drafted if same else 0 < accepted < drafted
+    assert drafted > 50
+    assert accepted == drafted if same else accepted < drafted
