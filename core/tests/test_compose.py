@@ -94,7 +94,7 @@ def built(selection: Selection) -> Roles:
         return make_kv_cache(selection, context, network)
 
     anything: Any = "target network"
-    context = Context(selection.config, anything, anything, anything, 5, None, anything, anything, make_cache)
+    context = Context(selection.config, anything, anything, anything, 5, None, anything, anything, make_cache, anything)
     return build_roles(selection, context)
 
 

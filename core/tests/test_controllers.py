@@ -30,13 +30,19 @@ class Machine:
     tokens: int = 0
 
     def run(
-        self, controller: CostModel, rounds: int, acceptance: float | Callable[[int], float], rows: int = 1
+        self,
+        controller: CostModel,
+        rounds: int,
+        acceptance: float | Callable[[int], float],
+        rows: int = 1,
+        *,
+        told: bool = False,
     ) -> list[int]:
-        """The lengths that were drafted."""
+        """The lengths that were drafted. told: the drafter knows what to expect."""
         lengths = []
         for number in range(rounds):
             rate = acceptance(number) if callable(acceptance) else acceptance
-            length = controller.lengths(range(rows))[0]
+            length = controller.lengths(range(rows), [rate] * rows if told else None)[0]
             accepted = tuple(self._accepted(length, rate) for _ in range(rows))
             noise = 1 + self.noise * self.rng.random()
             verify, draft = (self.verify + self.slope * length) * noise, self.draft * length * noise
@@ -148,6 +154,34 @@ def test_auto_recovers_when_acceptance_improves() -> None:
     machine.run(controller, 400, 0.0)
     lengths = machine.run(controller, 1500, 0.9)
     assert sum(length >= 4 for length in lengths[-500:]) > 480
+
+
+def test_auto_drafts_at_the_first_token_of_a_late_burst_where_the_drafter_expects_it() -> None:
+    """A look-up that had nothing good for 3000 tokens. By what was accepted alone, it would be found late."""
+
+    def copies(number: int) -> float:
+        return 0.95 if number >= 3000 else 0.02
+
+    late, told = (Machine(draft=0.001).run(CostModel(8), 3040, copies, told=told)[3000:] for told in (False, True))
+    assert told.count(8) >= 39  # but for a plain round that is timed anew
+    assert late.count(8) < 20
+
+
+def test_auto_asks_for_no_draft_where_there_is_nothing_and_learns_from_no_such_round() -> None:
+    controller = CostModel(4)
+    assert controller.lengths([1, 2], [0.0, 0.0]) == [0, 0]
+    for _ in range(50):
+        controller.observe(Round((1, 2), (4, 4), (4, 4), 0.1, 1.0, 0.1))
+        controller.observe(Round((1, 2), (0, 0), (0, 0), 0.0, 1.0, 0.1))
+    assert controller.lengths([1, 2], [0.9, 0.0]) == [4, 0]
+    assert controller.lengths([1, 2], [0.0, 0.0]) == [0, 0]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.02, 0.1])
+def test_auto_is_as_fast_as_plain_decoding_where_little_is_expected(rate: float) -> None:
+    machine = Machine(draft=0.001, slope=0.1, noise=0.1)
+    machine.run(CostModel(8), 5000, rate, told=True)
+    assert machine.tokens / machine.seconds > 0.98 / (machine.verify * 1.05 + machine.rest)
 
 
 def test_auto_measures_plain_decoding_now_and_then_while_drafting_pays() -> None:

@@ -219,6 +219,42 @@ class Recorder(Drafter):
         self.states.setdefault(row.id, []).append(states)
 
 
+class Weather(Scripted):
+    """Expects much of every third round, and drafts what is right."""
+
+    def __init__(self) -> None:
+        super().__init__(right)
+        self.asked: list[list[int]] = []
+        self.drafting: list[int] = []
+
+    def expected_acceptance(self, rows: Sequence[Row]) -> list[float]:
+        self.asked.append([row.id for row in rows])
+        return [0.0 if len(self.asked) % 3 else 1.0] * len(rows)
+
+    def propose(self, batch: Batch) -> Draft:
+        self.drafting.append(len(self.asked))
+        assert all(
+            bool(most) <= row.request.speculate for row, most in zip(batch.rows, batch.draft_lengths, strict=True)
+        )
+        return super().propose(batch)
+
+
+def test_a_drafter_that_knows_what_to_expect_is_asked_in_every_round_and_drafts_where_it_expects_something() -> None:
+    drafter = Weather()
+    asking = [replace(request, speculate=i > 0) for i, request in enumerate(requests(PROMPTS[5:8]))]
+    engine = make_engine(model(), drafter, controller="auto", max_rows=3)
+    assert decode(engine, asking) == [greedy(prompt) for prompt in PROMPTS[5:8]]
+    assert drafter.asked[0] == [2, 3]  # not of the row that decodes plainly
+    assert drafter.drafting
+    assert not any(asked % 3 for asked in drafter.drafting)
+
+
+def test_controllers_that_weigh_nothing_do_not_ask_what_is_expected() -> None:
+    drafter = Weather()
+    decode(make_engine(model(), drafter, controller="heuristic"), requests(PROMPTS[5:6]))
+    assert not drafter.asked
+
+
 @pytest.mark.parametrize("inner", ["some wrong", "wide tree, some wrong"])
 def test_a_drafter_sees_prompts_rounds_and_leaving_rows_with_the_right_hidden_states(inner: str) -> None:
     drafter = Recorder(DRAFTERS[inner]() or Scripted(right))

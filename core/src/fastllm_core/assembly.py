@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from .clock import Clock
-from .compose import Roles, Selection, build_roles, make_kv_cache
+from .compose import Roles, Selection, build_roles, make_kv_cache, make_lone_drafter
 from .context import Context
 from .controllers import Controller, Threshold, make_controller
 from .engine import Engine, Parts
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from .backend import Backend
     from .config import Config
     from .device import Device
-    from .protocols import KVCache
+    from .protocols import Drafter, KVCache
 
 
 def assemble(
@@ -54,6 +56,15 @@ def assemble(
         (foreign_caches if foreign else caches).append(made)
         return made
 
+    def make_drafter(
+        name: str,
+        loaded: LoadedModel,
+        make_cache: Callable[[Network], KVCache],
+        options: Mapping[str, Any] | None = None,
+    ) -> Drafter:
+        there = replace(context, target=loaded, network=make_network(loaded), make_cache=make_cache, cache=None)
+        return make_lone_drafter(name, options or {}, there)
+
     context = Context(
         config=config,
         device=device,
@@ -64,6 +75,7 @@ def assemble(
         load_model=load_another,
         make_network=make_network,
         make_cache=make_cache,
+        make_drafter=make_drafter,
     )
     roles = build_roles(selection, context)
     if roles.drafter is not None and roles.drafter.resume_layer is not None:

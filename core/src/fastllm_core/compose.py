@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from .defaults import CORE
 from .errors import ConfigError, PluginContractError
 from .protocols import Guarantee, Proposal
-from .selection import ROLE_HOOKS, WORDS, Selection, offers, select
+from .selection import ROLE_HOOKS, WORDS, Selection, lone_plugin, offers, select
 
 if TYPE_CHECKING:
     from .context import Context
@@ -34,6 +34,7 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
         "hidden_layers",
         "resume_layer",
         "heeds_thresholds",
+        "expected_acceptance",
     ),
     "verifier": ("score",),
     "kv_cache": ("lengths", "capacity", "reserve", "layers", "extent", "commit", "move", "copy", "release"),
@@ -85,6 +86,21 @@ def build_roles(selection: Selection, context: Context) -> Roles:
     return Roles(context, cache, drafter, verifier, acceptor, observers, names, lossy)
 
 
+def make_lone_drafter(name: str, options: Mapping[str, Any], context: Context) -> Drafter:
+    """The drafter of a method that is not selected, over the texts of `context.target`; see `Context.make_drafter`.
+
+    Raises ConfigError if it needs more than tokens, and what `select` raises.
+    """
+    plugin, manager = lone_plugin(name, options)
+    made: Drafter | None = manager.hook.fastllm_make_drafter(context=context)
+    if made is None:
+        raise ConfigError(f"{plugin} makes no drafter, so it cannot draft for another plugin")
+    _check_contract("drafter", made, str(plugin))
+    if made.hidden_layers or made.resume_layer is not None:
+        raise ConfigError(f"{plugin} drafts from the target's hidden states, so it cannot draft over other tokens")
+    return made
+
+
 def _make(selection: Selection, role: str, **arguments: object) -> Any:
     """Ask for a role's object: the chosen plugin or, behind it, the core; then whoever wraps it."""
     chosen = offers(selection, role)
@@ -96,14 +112,13 @@ def _make(selection: Selection, role: str, **arguments: object) -> Any:
     made = hook(**arguments)
     if made is None and role == "drafter":
         return None
-    _check_contract(selection, role, made)
+    _check_contract(role, made, _culprit(selection, role))
     _check_guarantee(selection, role, made)
     return made
 
 
-def _check_contract(selection: Selection, role: str, made: object) -> None:
+def _check_contract(role: str, made: object, culprit: str) -> None:
     lacking = [name for name in METHODS[role] if not hasattr(made, name)]
-    culprit = _culprit(selection, role)
     if lacking:
         optional = "; inherit from fastllm_core.Drafter to get the optional ones" if role == "drafter" else ""
         raise PluginContractError(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .device import Device
     from .models import LoadedModel
     from .network import Network
-    from .protocols import KVCache
+    from .protocols import Drafter, KVCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +39,8 @@ class Context:
     the target's and, after each round, cuts each row back to what agrees with the committed tokens, so that a chain
     drafter need not roll back. Rows of a foreign cache hold other tokens than the target's (those of another tokenizer,
     say): it is never cut, and making room and rolling back are the drafter's."""
+    make_drafter: Callable[..., Drafter]
+    """`make_drafter(name, loaded, make_cache, options={})`: the drafter of another installed method, by its name, with
+    this model in the target's place: over its tokens, that is. Whoever asked makes up the rows and hands them to the
+    drafter as the engine would, but for `observe`: nothing is scored in these tokens. `make_cache(network)` makes its
+    caches. There is no cache of the model's own, and a drafter that looks at hidden states is refused."""

@@ -32,8 +32,14 @@ class Round:
 class Controller(Protocol):
     """Chooses the draft length of each row."""
 
-    def lengths(self, rows: Sequence[int]) -> list[int]:
-        """The most tokens that each row (by id) should draft in the coming round."""
+    weighs: bool = False
+    """Whether it wants to know what the drafter expects; see `Drafter.expected_acceptance`."""
+
+    def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
+        """The most tokens that each row (by id) should draft in the coming round.
+
+        expected: what the drafter expects of each row; only for one that weighs, and if the drafter can tell.
+        """
         ...
 
     def thresholds(self, rows: Sequence[int], sampled: Sequence[bool]) -> list[float]:
@@ -61,7 +67,7 @@ class Fixed(Controller):
         """longest: tokens to draft."""
         self.longest = longest
 
-    def lengths(self, rows: Sequence[int]) -> list[int]:
+    def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """The one length."""
         return [self.longest] * len(rows)
 
@@ -80,7 +86,7 @@ class Heuristic(Controller):
         self.longest = longest
         self._lengths: dict[int, int] = {}
 
-    def lengths(self, rows: Sequence[int]) -> list[int]:
+    def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """Each row's own length."""
         return [self._lengths.get(row, self.longest) for row in rows]
 
@@ -125,7 +131,7 @@ class Threshold(Controller):
         self._thresholds: dict[int, float] = {}
         self._acceptance: dict[int, float] = {}
 
-    def lengths(self, rows: Sequence[int]) -> list[int]:
+    def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """As many as may be: the threshold ends drafts."""
         return [self.longest] * len(rows)
 
@@ -174,7 +180,12 @@ class CostModel(Controller):
     With acceptance rate a (independent draws, arXiv:2211.17192 section 3) a draft of g tokens commits
     (1 - a^(g+1)) / (1 - a) tokens on average and costs verify(g + 1) + g * draft + rest seconds. Where plain decoding
     wins, nothing is drafted, but for a short probe now and then, at ever longer intervals.
+
+    What the drafter expects takes the place of the row's acceptance where it can tell: so a row drafts as soon as it
+    has something good, however long it had not.
     """
+
+    weighs = True
 
     MEMORY: Final = 0.95
     """How much of the acceptance counts survives a round."""
@@ -201,18 +212,20 @@ class CostModel(Controller):
         self._since_probe = 0
         self._probe_after = self.FIRST_PROBE
 
-    def lengths(self, rows: Sequence[int]) -> list[int]:
-        """One length for the batch, whose rows share the cost of a round."""
-        return [self._length(rows)] * len(rows)
+    def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
+        """One length for the batch, whose rows share the cost of a round, but none for a row that has nothing."""
+        rates = [self.acceptance(row) for row in rows] if expected is None else expected
+        length = self._length(rates) if any(rates) else 0
+        return [length if rate else 0 for rate in rates]
 
-    def _length(self, rows: Sequence[int]) -> int:
-        batch = len(rows)
+    def _length(self, rates: Sequence[float]) -> int:
+        batch = len(rates)
         if not self._draft[batch]:
             return self.longest
         if (batch, 0) not in self._verify or self._since_plain >= self.REMEASURE:
             return 0
-        best = max(self._choices[1:], key=lambda length: self.rate(rows, length))
-        if self.rate(rows, best) > self.rate(rows, 0) * self.MARGIN:
+        best = max(self._choices[1:], key=lambda length: self.rate(rates, length))
+        if self.rate(rates, best) > self.rate(rates, 0) * self.MARGIN:
             self._probe_after = self.FIRST_PROBE
             return best
         if self._since_probe >= self._probe_after:
@@ -220,10 +233,13 @@ class CostModel(Controller):
             return min(2, self.longest)
         return 0
 
-    def rate(self, rows: Sequence[int], length: int) -> float:
-        """Expected tokens per second of the batch with drafts of `length` tokens."""
-        batch = len(rows)
-        tokens = sum(expected_tokens(self.acceptance(row), length) for row in rows)
+    def rate(self, rates: Sequence[float], length: int) -> float:
+        """Expected tokens per second of the batch with drafts of `length` tokens.
+
+        rates: of acceptance, for each row.
+        """
+        batch = len(rates)
+        tokens = sum(expected_tokens(rate, length) for rate in rates)
         draft = min(self._draft[batch]) * length if length else 0.0
         return tokens / (self._verify_seconds(batch, length) + draft + min(self._rest[batch]))
 

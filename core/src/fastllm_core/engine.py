@@ -319,11 +319,24 @@ class Engine:
         """What the controller wants, within each row's limits: the extra token needs room as well."""
         if self.parts.drafter is None:
             return (0,) * len(rows)
-        wanted = self._steering.lengths([row.id for row in rows])
+        wanted = self._steering.lengths([row.id for row in rows], self._expected(rows))
         return tuple(
             min(length, row.remaining - 1) if row.request.speculate else 0
             for length, row in zip(wanted, rows, strict=True)
         )
+
+    def _expected(self, rows: list[LiveRow]) -> list[float] | None:
+        """What the drafter expects of each row, if the controller wants to know and the drafter can tell."""
+        drafter = self.parts.drafter
+        drafting = [row for row in rows if row.request.speculate]
+        if drafter is None or not drafting or not self._steering.weighs:
+            return None
+        with self.parts.clock.phase("draft"):
+            said = drafter.expected_acceptance(drafting)
+        if said is None:
+            return None
+        expected = dict(zip((row.id for row in drafting), said, strict=True))
+        return [expected.get(row.id, 0.0) for row in rows]
 
     def _thresholds(self, rows: list[LiveRow]) -> tuple[float, ...]:
         """Where the controller wants each row's draft to end."""

@@ -151,6 +151,15 @@ class Drafter(Protocol):
         """
         ...
 
+    def expected_acceptance(self, rows: Sequence[Row]) -> Sequence[float] | None:
+        """How likely a token that each row would draft now is right, 0..1, if that can be told for next to no cost.
+
+        For a drafter that knows what it has before it drafts, a look-up for example: 0 is a row that has nothing. A
+        controller that weighs costs asks in every round, and lets those rows draft for which it pays. It must follow
+        from committed tokens alone. None: go by what was accepted.
+        """
+        return None
+
     def prefill(self, row: Row, start: int, stop: int, hidden: Mapping[int, Tensor]) -> None:
         """The target has read prompt tokens `start..stop-1` of a joining row that wants to speculate.
 

@@ -117,6 +117,18 @@ def adapters(selection: Selection) -> tuple[Adapter, ...]:
     return tuple(found)
 
 
+def lone_plugin(name: str, options: Mapping[str, Any]) -> tuple[InstalledPlugin, pluggy.PluginManager]:
+    """A method that takes no part in the pipeline, and a manager that asks it alone.
+
+    Raises PluginNotFound, PluginLoadError, PluginContractError or ConfigError.
+    """
+    plugin, instance = _load(name, options, "method")
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    _register(manager, name, plugin, instance)
+    return plugin, manager
+
+
 def validate_options(plugin: InstalledPlugin, kind: type[Options], table: Mapping[str, Any]) -> Options:
     """A plugin's options. Raises ConfigError with the dotted path of every wrong one."""
     prefix = ("options", plugin.name)
@@ -225,13 +237,17 @@ def _manager(core: CoreDefaults, loaded: Mapping[str, tuple[InstalledPlugin, obj
         manager.enable_tracing()
     manager.register(core, CORE)
     for name, (plugin, instance) in loaded.items():
-        try:
-            manager.register(instance, name)
-            manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            reason = " ".join(str(error).split())
-            raise PluginContractError(f"{plugin} does not fit the hook specs: {reason}") from error
+        _register(manager, name, plugin, instance)
     return manager
+
+
+def _register(manager: pluggy.PluginManager, name: str, plugin: InstalledPlugin, instance: object) -> None:
+    try:
+        manager.register(instance, name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        reason = " ".join(str(error).split())
+        raise PluginContractError(f"{plugin} does not fit the hook specs: {reason}") from error
 
 
 def _check_plugins(selection: Selection) -> None:

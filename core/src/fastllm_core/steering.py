@@ -24,13 +24,19 @@ class Steering(Controller):
             self._others[name] = make_controller(name, self.longest)
         self._names[row] = name
 
-    def lengths(self, rows: Sequence[int]) -> list[int]:
+    @property
+    def weighs(self) -> bool:  # type: ignore[override]
+        """Whether any of the controllers does."""
+        return any(map(_weighs, (self.own, *self._others.values())))
+
+    def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """What each row's controller says to it and to its other rows."""
         if not self._names:
-            return self.own.lengths(rows)
-        found = {
-            row: length for one, some in self._groups(rows) for row, length in zip(some, one.lengths(some), strict=True)
-        }
+            return _lengths(self.own, rows, expected)
+        of = None if expected is None else dict(zip(rows, expected, strict=True))
+        found: dict[int, int] = {}
+        for one, some in self._groups(rows):
+            found.update(zip(some, _lengths(one, some, None if of is None else [of[row] for row in some]), strict=True))
         return [found[row] for row in rows]
 
     def thresholds(self, rows: Sequence[int], sampled: Sequence[bool]) -> list[float]:
@@ -73,3 +79,13 @@ class Steering(Controller):
         for row in rows:
             groups[self._names.get(row, "")].append(row)
         return [(self._of(some[0]), some) for some in groups.values()]
+
+
+def _weighs(controller: Controller) -> bool:
+    """A controller need not inherit from the protocol."""
+    return getattr(controller, "weighs", False)
+
+
+def _lengths(controller: Controller, rows: Sequence[int], expected: Sequence[float] | None) -> list[int]:
+    """What is expected, only for one that weighs it."""
+    return controller.lengths(rows, expected) if expected is not None and _weighs(controller) else controller.lengths(rows)

@@ -47,7 +47,7 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
 
 
 def microseconds(text: Sequence[int], context: int, options: dict[str, Any]) -> tuple[float, float]:
-    """For a token of the prompt, and median for a token that is written: indexing it and looking its end up."""
+    """For a token of the prompt, and median for one that is written: indexing it, what to expect, and a draft."""
     look_up = LookUp(PromptLookupOptions(adapt=False, **options), cast("Any", SimpleNamespace()))
     row = Row(1, Request(tuple(text[:context]), len(text) - context), list(text[:context]), seed=0)
     began = time.perf_counter()
@@ -57,6 +57,7 @@ def microseconds(text: Sequence[int], context: int, options: dict[str, Any]) -> 
     for token in text[context:]:
         row.tokens.append(token)
         began = time.perf_counter()
+        look_up.expected_acceptance([row])
         look_up.tree(row, 10)
         written.append(time.perf_counter() - began)
     return prompt * 1e6, median(written) * 1e6

@@ -18,6 +18,7 @@ from fastllm_core import Batch, Draft, Request, Row, Sampling, SamplingParams
 from fastllm_plugin_prompt_lookup.drafter import LookUp
 from fastllm_plugin_prompt_lookup.index import BREAK, Index, Pick
 from fastllm_plugin_prompt_lookup.plugin import PromptLookupOptions
+from fastllm_plugin_prompt_lookup.record import MEMORY, PRIOR, WEIGHT
 
 PICKS: tuple[Pick, ...] = ("recent", "first", "frequent")
 VOTERS, TRIED = 32, 16
@@ -420,3 +421,70 @@ def test_a_row_starts_afresh_under_an_old_id() -> None:
     lengths_of(look_up, [text], [(4,), (6,)])
     look_up.release(text)
     assert lengths_of(look_up, [row(1, [0] * 4)], [(0,)]) == [[4]]
+
+
+# -- what is expected --------------------------------------------------------------------------------------------------
+
+
+def expectation(look_up: LookUp, text: Row, came: Sequence[int]) -> float:
+    """What is expected of the row now; then these tokens come, without a draft."""
+    asked = batch([text], [0])
+    (expected,) = look_up.expected_acceptance([text])
+    text.tokens += came
+    look_up.observe(asked, *[cast("Any", None)] * 3)
+    return expected
+
+
+def test_nothing_is_expected_where_nothing_is_found() -> None:
+    look_up = drafter()
+    assert look_up.expected_acceptance([row(1, [1, 2, 3]), row(2, [1, 2, 1])]) == [0.0, PRIOR[0]]
+
+
+def test_more_is_expected_of_a_longer_match_also_beyond_the_n_grams_that_are_indexed() -> None:
+    page = list(range(20))
+    texts = [row(size, [*page, 99, *page[10 - size : 10]]) for size in range(1, 11)]
+    expected = drafter(max_ngram=3).expected_acceptance(texts)
+    assert expected == [PRIOR[i] for i in (0, 1, 2, 3, 4, 4, 4, 4, 5, 5)]
+
+
+def test_a_look_up_shows_whether_it_was_right_though_nobody_drafted() -> None:
+    """Copying that begins late is expected from its first tokens on; what is wrong again and again is not."""
+    look_up, text = drafter(), row(1, [5, 6])
+    wrong = []
+    for other in range(100, 112):  # always the same token, and never what came after it before
+        wrong.append(expectation(look_up, text, [5, other]))
+        text.tokens.pop()
+        text.tokens += [other, 5]
+    assert wrong[0] == 0.0
+    assert wrong[1] == PRIOR[0]
+    assert wrong[-1] < 0.1
+    page = list(range(200, 220))
+    text.tokens += [*page, 7]
+    copied = [expectation(look_up, text, [token]) for token in page]
+    assert copied[0] == 0.0
+    assert copied[2] >= PRIOR[1]
+    assert min(copied[6:]) >= PRIOR[4]
+    assert copied[-1] > 0.94
+
+
+def test_what_was_found_is_compared_with_all_that_came_up_to_where_they_part() -> None:
+    look_up, text = drafter(), row(1, [1, 2, 3, 4, 9, 1])
+    assert expectation(look_up, text, [2, 3, 7]) == PRIOR[0]  # two right, then one wrong
+    assert look_up.records[1].expected(1) == pytest.approx((MEMORY * WEIGHT * PRIOR[0] + 2) / (MEMORY * WEIGHT + 3))
+
+
+def test_whoever_asked_chooses_the_length() -> None:
+    """Unasked, a row's own lengths grow from four."""
+    look_up, text = drafter(), row(1, [0] * 4)
+    assert look_up.propose(batch([text], [16])).lengths.tolist() == [4]
+    look_up.expected_acceptance([text])
+    assert look_up.propose(batch([text], [16])).lengths.tolist() == [16]
+
+
+def test_what_is_expected_is_forgotten_with_the_row() -> None:
+    look_up, text = drafter(), row(1, [1, 2, 3, 4, 9, 1])
+    expectation(look_up, text, [7])
+    look_up.expected_acceptance([text])
+    look_up.release(text)
+    assert not look_up.records
+    assert not look_up.first

@@ -16,6 +16,7 @@ from ..context import Context
 from ..controllers import make_controller
 from ..device import select_device
 from ..engine import Engine, Parts
+from ..errors import PluginNotFound
 from ..exact import ExactVerifier, batch_experts
 from ..models import load_model
 from ..network import Network
@@ -57,6 +58,7 @@ def make_engine(
         load_model=load_model,
         make_network=Network,
         make_cache=SlotCache,
+        make_drafter=_no_other,
     )
     parts = Parts(
         network=network,
@@ -85,3 +87,7 @@ def decode(engine: Engine, requests: Sequence[Request], *, every: int = 0) -> li
             tokens[event.row] += event.tokens
         steps += 1
     return list(tokens.values())
+
+
+def _no_other(name: str, *arguments: object) -> Drafter:
+    raise PluginNotFound(f"plugin '{name}': an engine without plugins has no other drafter")

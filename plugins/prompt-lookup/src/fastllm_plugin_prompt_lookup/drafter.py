@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
@@ -18,6 +18,7 @@ from fastllm_core import Batch, ConfigError, Context, Draft, Drafter, Proposal, 
 from .corpus import Memory, read
 from .index import Index
 from .lengths import Lengths
+from .record import FARTHEST, Record
 from .tree import Tree
 
 if TYPE_CHECKING:
@@ -27,6 +28,23 @@ if TYPE_CHECKING:
 
 LOOKED_AT: Final = 16
 """Places that a look-up tries at most: a bound, so that a tree costs as much in any text."""
+
+
+class Match(NamedTuple):
+    """A place behind an n-gram that also ends a row's text."""
+
+    source: Index
+    end: int
+    size: int
+    """n."""
+
+    def length(self, tokens: Sequence[int]) -> int:
+        """How far back the place and the end of a text agree, up to `FARTHEST` tokens."""
+        there, size = self.source.tokens, self.size
+        most = min(FARTHEST, self.end, len(tokens))
+        while size < most and there[self.end - size - 1] == tokens[-size - 1]:
+            size += 1
+        return size
 
 
 class LookUp(Drafter):
@@ -46,12 +64,19 @@ class LookUp(Drafter):
         self.lengths = Lengths() if options.adapt else None
         self.drafted: dict[int, int] = {}
         """Levels of each row's draft in the round that is not decided yet."""
+        self.records: dict[int, Record] = {}
+        self.first: dict[int, tuple[int, Match]] = {}
+        """Where each row's text stood before, best place first, how much of it, if that was asked in this round."""
         self.memory = Memory(self._index, options.corpus_tokens) if options.remember else None
         self.files = self._files(context) if options.corpus else None
 
     def prefill(self, row: Row, start: int, stop: int, hidden: Mapping[int, Tensor]) -> None:
         """Index the piece of the prompt that the target has read."""
         self._own(row, stop)
+
+    def expected_acceptance(self, rows: Sequence[Row]) -> Sequence[float]:
+        """How often it was right lately where as much of the text was found; 0 where nothing is found now."""
+        return [self._expected(row) for row in rows]
 
     def propose(self, batch: Batch) -> Draft:
         """A chain for each row, or a tree where rows have several continuations; nothing where nothing is found."""
@@ -60,8 +85,12 @@ class LookUp(Drafter):
         return draft_of(trees, batch.device)
 
     def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Learn how long each row's drafts should be, without asking the device: the text has grown by what is kept."""
+        """Learn what look-ups are worth, without asking the device: the text has grown by what is kept."""
         for row, before in zip(batch.rows, batch.lengths, strict=True):
+            if row.id in self.first:
+                matched, match = self.first.pop(row.id)
+                came = row.tokens[before:]
+                self.records[row.id].count(matched, match.source.copy(match.end, len(came)), came)
             drafted = self.drafted.pop(row.id, 0)  # in a round in which no row drafts, nobody is asked to propose
             if drafted and self.lengths:
                 self.lengths.observe(row.id, drafted, row.length - before - 1)
@@ -70,6 +99,8 @@ class LookUp(Drafter):
         """Forget the row, or remember what it wrote."""
         self.indexes.pop(row.id, None)
         self.drafted.pop(row.id, None)
+        self.records.pop(row.id, None)
+        self.first.pop(row.id, None)
         if self.lengths:
             self.lengths.release(row.id)
         if self.memory and row.request.speculate:
@@ -86,8 +117,11 @@ class LookUp(Drafter):
         if not most:
             return tree
         own = self._own(row, row.length)
-        count = self.lengths.of(row.id, most) if self.lengths else most
-        paths = (cut(path, row.request.eos_token_ids) for path in self._continuations(own, count))
+        weighed = row.id in self.first  # then whoever asked has chosen the length for what was expected
+        count = self.lengths.of(row.id, most) if self.lengths and not weighed else most
+        found_at = [self.first[row.id][1]] if weighed and self.options.branches == 1 else self._matches(own)
+        copies = (match.source.copy(match.end, count) for match in found_at)
+        paths = (cut(path, row.request.eos_token_ids) for path in copies)
         found = 0
         for path in islice(paths, LOOKED_AT):
             found += tree.add(path)
@@ -95,13 +129,23 @@ class LookUp(Drafter):
                 break
         return tree
 
-    def _continuations(self, own: Index, count: int) -> Iterator[list[int]]:
-        """What followed the end of a text before: of the longest n-gram first, of equals in the text itself first."""
+    def _expected(self, row: Row) -> float:
+        own = self._own(row, row.length)
+        match = next(self._matches(own), None)
+        if match is None:
+            self.first.pop(row.id, None)
+            return 0.0
+        matched = match.length(own.tokens)
+        self.first[row.id] = matched, match
+        return self.records.setdefault(row.id, Record()).expected(matched)
+
+    def _matches(self, own: Index) -> Iterator[Match]:
+        """Where the end of a text stood before: as the longest n-gram first, of equals in the text itself first."""
         sources = [own, *(self.memory.indexes if self.memory else ()), *([self.files] if self.files else ())]
         for size in reversed(self.sizes):
             if size <= len(own):
                 gram = own.tokens[-size:]
-                yield from (source.copy(end, count) for source in sources for end in source.ends(gram))
+                yield from (Match(source, end, size) for source in sources for end in source.ends(gram))
 
     def _own(self, row: Row, stop: int) -> Index:
         """The index of a row's own text, which takes in what it lacks of the first `stop` tokens."""

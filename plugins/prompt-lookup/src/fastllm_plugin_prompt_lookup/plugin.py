@@ -34,7 +34,8 @@ class PromptLookupOptions(Options):
     adapt: bool = Field(
         True,
         description="Each row drafts two tokens more after a draft that was accepted whole and one less after any "
-        "other, up to draft.length; false always drafts as much as it may.",
+        "other, up to draft.length; false always drafts as much as it may. Not with draft.controller = auto, which "
+        "chooses by what is expected.",
     )
     corpus: tuple[str, ...] = Field(
         (), description="UTF-8 text files to look up in as well, where the text itself has nothing as long."

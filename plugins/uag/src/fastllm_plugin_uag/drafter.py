@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Self
 
 import torch
@@ -153,25 +154,12 @@ class TranslatingDrafter(Drafter):
         )
 
     def _draft(self, batch: Batch, tokens: Sequence[Sequence[int]]) -> Draft:
-        """A draft of one width, of tokens that were not drawn."""
-        width = max(batch.draft_lengths)
-        kept = [self._known(line)[:most] for line, most in zip(tokens, batch.draft_lengths, strict=True)]
-        lengths = torch.tensor([len(line) for line in kept], device=batch.device)
-        if not any(kept):
-            return Draft(torch.zeros(len(batch), 0, dtype=torch.long, device=batch.device), lengths)
-        padded = [[*line, *[0] * (width - len(line))] for line in kept]
-        return Draft(torch.tensor(padded, device=batch.device), lengths)
-
-    def _known(self, tokens: Sequence[int]) -> Sequence[int]:
-        """The tokens up to one that the model has no row for: a tokenizer may have more entries."""
-        beyond = next((i for i, token in enumerate(tokens) if token >= self.target.size), len(tokens))
-        return tokens[:beyond]
+        return chain_of(batch, tokens, self.target.size)
 
     def _length_of(self, row: Row, count: int) -> int:
-        """M, what it takes to draft `count` of the target's tokens, judged by the text so far."""
         text = self._text(row)
         text.reading.read(row.tokens)
-        return min(max(1, math.ceil(count * len(text.reading.ids) / row.length)), LONGEST * count)
+        return length_of(text.reading, row, count)
 
     # -- token by token --------------------------------------------------------------------------------------------
 
@@ -243,3 +231,23 @@ def agreement(old: Sequence[int], new: Sequence[int]) -> int:
     """Tokens at the start of two sequences that are the same."""
     shorter = min(len(old), len(new))
     return next((i for i in range(shorter) if old[i] != new[i]), shorter)
+
+
+def length_of(reading: Reading, row: Row, count: int) -> int:
+    """M, what it takes to draft `count` of the target's tokens, judged by a row's text so far, which has been read."""
+    return min(max(1, math.ceil(count * len(reading.ids) / row.length)), LONGEST * count)
+
+
+def chain_of(batch: Batch, tokens: Sequence[Sequence[int]], size: int) -> Draft:
+    """A draft of one width, of tokens that were not drawn; each row's up to one that the model has no row for.
+
+    size: of the target's vocabulary. A tokenizer may have more entries.
+    """
+    width = max(batch.draft_lengths)
+    known = [list(takewhile(lambda token: token < size, line)) for line in tokens]
+    kept = [line[:most] for line, most in zip(known, batch.draft_lengths, strict=True)]
+    lengths = torch.tensor([len(line) for line in kept], device=batch.device)
+    if not any(kept):
+        return Draft(torch.zeros(len(batch), 0, dtype=torch.long, device=batch.device), lengths)
+    padded = [[*line, *[0] * (width - len(line))] for line in kept]
+    return Draft(torch.tensor(padded, device=batch.device), lengths)
