@@ -88,4 +88,6 @@ def _weighs(controller: Controller) -> bool:
 
 def _lengths(controller: Controller, rows: Sequence[int], expected: Sequence[float] | None) -> list[int]:
     """What is expected, only for one that weighs it."""
-    return controller.lengths(rows, expected) if expected is not None and _weighs(controller) else controller.lengths(rows)
+    return (
+        controller.lengths(rows, expected) if expected is not None and _weighs(controller) else controller.lengths(rows)
+    )
