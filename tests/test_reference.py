@@ -44,7 +44,7 @@ SECTIONS = {
     "Options": ("options", ("Options",)),
     "Trained heads": ("heads", ("Head", "TargetIdentity", "load_head")),
     "Training a head": ("lessons", ("Trainer", "Converter", "Published", "Lesson", "Judgement")),
-    "Prompts to tune by": ("samples", ("read_prompts",)),
+    "Prompts to tune by": ("prompt_file", ("read_prompts",)),
 }
 """Title: module, and which of its definitions; None for every hook."""
 

@@ -53,6 +53,15 @@ def test_without_a_wish_the_round_goes_to_the_engines_own_as_it_is() -> None:
     assert steering.lengths([5, 6]) == [3, 3]
 
 
+def test_what_a_drafter_expects_reaches_those_who_weigh_it() -> None:
+    steering = Steering(Noted(4), 4)
+    assert not steering.weighs
+    steering.assign(7, "auto")
+    assert steering.weighs
+    assert steering.lengths([5, 7], [0.0, 0.0]) == [4, 0]
+    assert steering.lengths([5, 7], [0.0, 0.9]) == [4, 4]
+
+
 def test_rows_of_an_engine() -> None:
     """One that is always wrong drafts less and less by the heuristic, and as much as ever beside it."""
     drafted: dict[int, list[int]] = {}

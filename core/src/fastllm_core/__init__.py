@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .options import Options
     from .pipeline import Pipeline, configuration, load
     from .prefill import read
+    from .prompt_file import read_prompts
     from .protocols import (
         Acceptor,
         Draft,
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
     from .report import RunReport
     from .request import Request, SamplingParams
     from .rows import Event
-    from .samples import read_prompts
     from .sampling import Sampling, draw, warp
     from .spans import Span
     from .verdicts import depths
@@ -148,7 +148,7 @@ _PUBLIC = {
     "report": ("RunReport",),
     "request": ("Request", "SamplingParams"),
     "rows": ("Event",),
-    "samples": ("read_prompts",),
+    "prompt_file": ("read_prompts",),
     "sampling": ("Sampling", "draw", "warp"),
     "spans": ("Span",),
     "verdicts": ("depths",),

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from .errors import ConfigError
 
-BUILT_IN: Final = "samples.txt"
+BUILT_IN: Final = "prompts.txt"
 
 
 def read_prompts(path: Path | None, limit: int | None = None) -> list[str]:
