@@ -62,9 +62,14 @@ class TargetIdentity:
         """That of a loaded model.  body: with the hash of its other matrices."""
         sizes = network.layers, network.hidden_size, network.vocab_size
         rows = _sampled_rows(network)
-        told = (None, None) if rows is None else (_hash([rows]), _sample(rows))
-        other = _body(network) if body else None
-        return cls(network.loaded.name, network.loaded.config.model_type, *sizes, *told, other)
+        return cls(
+            network.loaded.name,
+            network.loaded.config.model_type,
+            *sizes,
+            head=None if rows is None else _hash([rows]),
+            sample=None if rows is None else _sample(rows),
+            body=_body(network) if body else None,
+        )
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> TargetIdentity:

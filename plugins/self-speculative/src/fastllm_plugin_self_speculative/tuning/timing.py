@@ -118,6 +118,8 @@ def _timed(pipeline: Pipeline, kinds: Sequence[Kind], prompt: str) -> tuple[dict
 class Turns:
     """A controller by which every kind of round takes its turn, so that a drifting machine slows all alike."""
 
+    weighs = False
+
     def __init__(self, kinds: Sequence[Kind]) -> None:
         """kinds: what rounds to run; one drafts nothing."""
         self.kinds = kinds
@@ -141,7 +143,7 @@ class Turns:
         """Whether each kind has had so many turns."""
         return all(len(self.drafts[kind] if kind[1] else self.rests[0]) >= rounds for kind in self.kinds)
 
-    def lengths(self, rows: Sequence[int]) -> list[int]:
+    def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """See `Controller`."""
         return [self.kinds[self._turn][1]] * len(rows)
 
