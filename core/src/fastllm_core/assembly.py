@@ -79,7 +79,7 @@ def assemble(
     )
     roles = build_roles(selection, context)
     if roles.drafter is not None and roles.drafter.resume_layer is not None:
-        check_split(network, roles.drafter.resume_layer)
+        check_split(network, roles.drafter.resume_layer, roles.drafter.hidden_layers)
     parts = Parts(
         network=network,
         cache=roles.cache,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
@@ -37,8 +37,12 @@ class Gain:
 
 
 @torch.inference_mode()
-def gain(network: Network, rows: int) -> Gain:
-    """Time a network's runner and its eager forward, block by block in turn, so that a drifting machine slows both."""
+def gain(network: Network, rows: int, hidden_layers: tuple[int, ...] = ()) -> Gain:
+    """Time a network's runner and its eager forward, block by block in turn, so that a drifting machine slows both.
+
+    hidden_layers: what rounds ask for besides, so that it is their forward.
+    """
+    passage = replace(network.whole, hidden_layers=hidden_layers)
     cache = SlotCache(network)
     extent = cache.extent(CONTEXT + rows)
     cache.reserve(1, extent)
@@ -48,7 +52,7 @@ def gain(network: Network, rows: int) -> Gain:
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(BLOCKS):
         for eager, times in seconds.items():
-            times.append(_block(network.eager if eager else network.runner.forward, network.whole, inputs, layers))
+            times.append(_block(network.eager if eager else network.runner.forward, passage, inputs, layers))
     return Gain(rows, median(seconds[True]), median(seconds[False]))
 
 

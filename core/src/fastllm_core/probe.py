@@ -103,14 +103,17 @@ def _chain_and_tree(network: Network, tokens: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def check_split(network: Network, layer: int) -> None:
-    """Raise UnsupportedModel unless layers `0..layer-1`, then the rest, give what the whole model gives."""
+def check_split(network: Network, layer: int, hidden_layers: tuple[int, ...] = ()) -> None:
+    """Raise UnsupportedModel unless layers `0..layer-1`, then the rest, give what the whole model gives.
+
+    hidden_layers: what rounds ask for, so that these are their forwards, and no others need be compiled.
+    """
     tokens, start, cache = _tokens(network), _start(network, 0), _cache(network)
-    whole = _logits(network, cache, layout.chain(tokens, start, cache.capacity))
+    whole = _logits(network, cache, layout.chain(tokens, start, cache.capacity), hidden_layers)
     layers = cache.layers(slice(0, 1), cache.capacity)
     lower = network.forward(layout.chain(tokens, start, cache.capacity), layers, stop=layer)
     inputs = layout.chain(tokens, start, cache.capacity, hidden=lower.hidden[layer])
-    upper = network.forward(inputs, layers, start=layer)
+    upper = network.forward(inputs, layers, start=layer, hidden_layers=hidden_layers)
     assert upper.logits is not None
     _compare(network, upper.logits, whole, f"being run in two parts, cut before layer {layer}")
 
@@ -130,8 +133,8 @@ def _start(network: Network, position: int) -> Tensor:
     return torch.tensor([position], device=network.device)
 
 
-def _logits(network: Network, cache: SlotCache, inputs: Inputs) -> Tensor:
-    logits = network.forward(inputs, cache.layers(slice(0, 1), cache.capacity)).logits
+def _logits(network: Network, cache: SlotCache, inputs: Inputs, hidden_layers: tuple[int, ...] = ()) -> Tensor:
+    logits = network.forward(inputs, cache.layers(slice(0, 1), cache.capacity), hidden_layers=hidden_layers).logits
     assert logits is not None
     return logits
 

@@ -14,8 +14,10 @@ import torch
 
 import fastllm_core
 from fastllm_core import Batch, ConfigError, Draft, Head, ModelError, Network, Pipeline, Scores, Verdict
-from fastllm_core.testing import tiny_model, tiny_tokenizer
+from fastllm_core.programs import ProgramFolder
+from fastllm_core.testing import Subject, tiny_model, tiny_tokenizer
 from fastllm_core.testing.checks.cache import AnyVerdict, CacheWatch
+from fastllm_core.testing.unrolled import Unrolled
 from fastllm_plugin_kangaroo.adapter import Mode, random_head
 
 PROMPTS = [[5, 9, 33, 2], [7] * 9, [1]]
@@ -207,6 +209,22 @@ def test_long_plain_phases_are_read_in_pieces(adapter: str) -> None:
         pipeline.generate(PROMPTS[0], max_new_tokens=170)
         drafter: Any = pipeline.drafter
         assert not drafter._unread
+
+
+def test_each_network_of_a_round_has_one_program(tmp_path: Path) -> None:
+    """Composing and decoding, with and without drafts, take no others: the first take minutes to compile."""
+    subject = Subject("kangaroo")
+    backend = Unrolled(ProgramFolder(tmp_path), compiles=True)
+    with subject.pipeline(subject.target(), backend=backend) as pipeline:
+        for speculate in (True, False):
+            pipeline.generate(PROMPTS[0], max_new_tokens=NEW, speculate=speculate)
+    assert sorted(program.name.partition(", ")[2] for program in backend.taken) == [
+        "1 sub-layers skipped, one text",  # the adapter
+        "hidden states 1, one text",  # prompts, and rounds without a draft
+        "layers 0 to 0, hidden states 1, one text",
+        "layers 1 to 3, hidden states 1, one text",
+    ]
+    assert not backend.missing
 
 
 def test_a_draft_ends_behind_the_first_unsure_token(adapter: str) -> None:

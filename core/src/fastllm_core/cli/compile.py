@@ -80,7 +80,8 @@ def compile_forwards(
         if backend.missing or not backend.taken:
             raise ModelError(f"not compiled: {', '.join(backend.missing) or pipeline.target.name}")
         network = pipeline.engine.parts.network
-        gains = [str(gain(network, rows)) for rows in (1, pipeline.config.draft.length + 1)]
+        hidden = pipeline.drafter.hidden_layers if pipeline.drafter else ()
+        gains = [str(gain(network, rows, hidden)) for rows in (1, pipeline.config.draft.length + 1)]
         typer.echo(f"a forward of {pipeline.target.name}: {'; '.join(gains)}")
 
 
