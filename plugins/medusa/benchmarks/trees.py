@@ -50,7 +50,7 @@ def main() -> None:
         accuracies = accuracies_of([each for each in ranks if len(each)])
         for head, row in enumerate(accuracies):
             print(f"head {head}: {' '.join(f'{share:.3f}' for share in row)}")
-        print("| nodes | grown | foretold on the other half | expected | Cartesian | grown by published accuracies |")
+        print("| nodes | grown | foretold on the first half | expected | Cartesian | grown by published accuracies |")
         print("| ---: | ---: | ---: | ---: | ---: | ---: |")
         for size in SIZES:
             tree, product = grown(accuracies, size, depth), best_cartesian(accuracies, size, depth)
