@@ -108,7 +108,7 @@ def enumeration(case: str, rule: str, p: Table = P, q: Table = Q, count: int = 3
     proposal, parents, name = RULES[rule]
     wanted = processed(p, processors())
     once_each = proposal is Proposal.WITHOUT_REPLACEMENT
-    siblings = 2 if parents is TREE else 1
+    siblings = 0 if rule.startswith("match") else 2 if parents is TREE else 1
     edges = borders(wanted, q, count, siblings, once_each=once_each)
     drafter = TableTree(q, parents, proposal)
     return wanted, Enumeration(p, drafter, ExactAcceptor(proposal, name), edges, count, 2, controls=controls)
