@@ -1,4 +1,4 @@
-"""What controls cost in a round, in milliseconds, beside reading the logits greedily, which every round does.
+"""What a decision costs in milliseconds, with the greedy reading of the logits that is part of every round.
 
 python core/benchmarks/control_cost.py --vocabulary 151936 --text 1000
 """
@@ -19,6 +19,7 @@ from fastllm_core.deciding import decide
 from fastllm_core.history import History
 from fastllm_core.protocols import Proposal
 from fastllm_core.rows import LiveRow
+from fastllm_core.ties import best_of
 
 DRAFTED = 5
 CASES = {
@@ -60,7 +61,8 @@ def round_of(controls: Controls, rows: int, length: int, vocabulary: int) -> Cal
             history.length = length  # what a walk appends is forgotten
         sampling = Sampling.of([row.request.sampling for row in live], "cpu")
         batch = Batch(tuple(live), (DRAFTED,) * rows, torch.device("cpu"), sampling)
-        return decide(ExactAcceptor(Proposal.ONE_HOT), batch, live, draft, Scores(logits), torch.float32)
+        scores = Scores(logits, best=best_of(logits, torch.float32))  # every round's verifier does that
+        return decide(ExactAcceptor(Proposal.ONE_HOT), batch, live, draft, scores, torch.float32)
 
     histories = []
     for text in tokens.tolist():

@@ -136,9 +136,9 @@ def test_the_law_under_other_controls(case: str, rule: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case not in WALKED])
+@pytest.mark.parametrize("case", ["penalties", "words", "biases"])  # of two tokens a repeated pair may forbid both
 def test_rejection_keeps_the_law_over_three_tokens(case: str) -> None:
-    wanted, enumerated = enumeration(case, "rejection, a chain")
+    wanted, enumerated = enumeration(case, "rejection, a chain", COIN, FALSE_COIN)
     assert distance(wanted, enumerated.law()) < NOISE
 
 
@@ -157,7 +157,7 @@ def test_match_keeps_the_law_over_three_tokens(case: str, rule: str) -> None:
     assert distance(wanted, enumerated.law()) < NOISE
 
 
-@pytest.mark.parametrize("case", ["penalties", "repeats", "biases"])
+@pytest.mark.parametrize("case", ["penalties", "repeats"])
 def test_the_roots_prefix_for_every_node_would_be_another_law(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it would be to count once a round."""
     right: Callable[..., Paths] = Paths.of

@@ -54,7 +54,11 @@ class Controls:
     """The caller's own, called last, in order, once for every token of the text with the tokens before it."""
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
+        """Refuse values that mean nothing; lists will do for tuples."""
+        biases = tuple((tuple(tokens), bias) for tokens, bias in self.sequence_bias)
+        object.__setattr__(self, "sequence_bias", biases)
+        object.__setattr__(self, "bad_words", tuple(tuple(words) for words in self.bad_words))
+        object.__setattr__(self, "processors", tuple(self.processors))
         if not 0.0 < self.repetition_penalty < math.inf:
             raise RequestError(f"repetition_penalty must be a positive number, not {self.repetition_penalty}")
         for name in ("frequency_penalty", "presence_penalty"):

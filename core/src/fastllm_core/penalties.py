@@ -10,9 +10,9 @@ Shapes as in `protocols`; b rows that have a control, U tokens that occur in a r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .request import Request
     from .rows import LiveRow
 
-Biases = Iterable[tuple[tuple[int, ...], float]]
+Biases = tuple[tuple[tuple[int, ...], float], ...]
 
 BEFORE: Final = -1
 """Stands before the first token of a text."""
@@ -100,7 +100,7 @@ def controlled(rows: Sequence[LiveRow], draft: Draft, logits: Tensor) -> Tensor:
     _penalise(logits, paths, rows)
     _ban_repeats(logits, paths, rows)
     for index, row in enumerate(rows):
-        forbidden = [(words, -torch.inf) for words in row.request.controls.bad_words]
+        forbidden = tuple((words, -torch.inf) for words in row.request.controls.bad_words)
         _add(logits[index], paths, index, _history(row), forbidden)
         _ban_ends(logits[index], paths.depth[index], row.request, row.length - row.prompt_length)
     return logits
@@ -108,19 +108,34 @@ def controlled(rows: Sequence[LiveRow], draft: Draft, logits: Tensor) -> Tensor:
 
 def _add(logits: Tensor, paths: Paths, index: int, history: History, biases: Biases) -> None:
     """Add to the last token of each sequence where the text ends with those before it. logits: float32[W, V]."""
+    if not biases:
+        return
+    columns, groups = _by_length(biases, logits.device)
+    added = logits.new_zeros(logits.shape[0], len(columns))
+    paths = paths.pick([index])
+    for prefixes, places, values in groups:
+        length = prefixes.shape[1]
+        ends = paths.ends(history.last(length).to(logits.device)[None], length)[0]
+        here = (ends[:, None] == prefixes).all(-1)  # (W, sequences)
+        added.index_add_(1, places, torch.where(here, values, 0.0))
+    logits.index_add_(1, columns, added)
+
+
+@lru_cache(maxsize=256)  # a request asks for the same in every round
+def _by_length(biases: Biases, device: torch.device) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
+    """The tokens that are biased, and for sequences of each length what stands before, which token, and how much."""
+    place = {token: at for at, token in enumerate(dict.fromkeys(tokens[-1] for tokens, _ in biases))}
     by_length: dict[int, list[tuple[tuple[int, ...], float]]] = defaultdict(list)
     for tokens, bias in biases:
         by_length[len(tokens)].append((tokens, bias))
-    if not by_length:
-        return
-    device, added = logits.device, torch.zeros_like(logits)
-    for length, group in by_length.items():
-        sequences = torch.tensor([tokens for tokens, _ in group], device=device)
-        values = torch.tensor([bias for _, bias in group], dtype=torch.float32, device=device)
-        ends = paths.pick([index]).ends(history.last(length - 1).to(device)[None], length - 1)[0]
-        here = (ends[:, None] == sequences[:, :-1]).all(-1)  # (W, sequences)
-        added.index_add_(1, sequences[:, -1], torch.where(here, values, 0.0))
-    logits += added
+    groups = []
+    with torch.inference_mode(False):
+        for length, group in by_length.items():
+            prefixes = torch.tensor([tokens[:-1] for tokens, _ in group], dtype=torch.long, device=device)
+            places = torch.tensor([place[tokens[-1]] for tokens, _ in group], device=device)
+            values = torch.tensor([bias for _, bias in group], dtype=torch.float32, device=device)
+            groups.append((prefixes.view(len(group), length - 1), places, values))
+        return torch.tensor(list(place), device=device), groups
 
 
 def _penalise(logits: Tensor, paths: Paths, rows: Sequence[LiveRow]) -> None:
@@ -138,23 +153,25 @@ def _penalise(logits: Tensor, paths: Paths, rows: Sequence[LiveRow]) -> None:
     # Padding repeats a token that is there, with its count: it is written twice, with one value.
     seen = torch.stack([_padded(history.seen, most) for history in histories]).to(device)
     written = torch.stack([_padded(history.written, most) for history in histories]).to(device)
+    paths = paths.pick(wanted)
+    batch = torch.tensor(wanted, device=device)[:, None, None]
+    verification = layout.counted(logits.shape[1], device)[:, None]
+    seen_at = batch, verification, seen[:, None]
+    # A path's tokens count on top, from the logits as they were; beside the path stands the root, which has occurred.
+    path = paths.tokens[:, None].where(paths.on, paths.roots[:, None, None])
+    path_at = batch, verification, path
+    committed = logits.new_zeros(len(wanted), logits.shape[2]).scatter(1, seen, written)
+    before = committed[torch.arange(len(wanted), device=device)[:, None, None], path]
+    drafted = ((path[..., None] == path[:, :, None]) & paths.on[:, :, None]).sum(-1)
 
-    def penalised(own: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
-        values = own.gather(2, ids)
+    def penalised(values: Tensor, counts: Tensor) -> Tensor:
         values = torch.where(values < 0, values * repetition, values / repetition)
         return values - frequency * counts - presence * (counts > 0)
 
-    own, paths = logits[wanted], paths.pick(wanted)
-    ids = seen[:, None].expand(-1, own.shape[1], -1)
-    changed = own.scatter(2, ids, penalised(own, ids, written[:, None]))
-    if paths.tokens.shape[1]:
-        # A path's tokens count on top, from the logits as they were; beside the path stands the root, which occurs.
-        ids = paths.tokens[:, None].where(paths.on, paths.roots[:, None, None])
-        committed = own.new_zeros(len(own), own.shape[2]).scatter(1, seen, written)
-        before = committed[:, None].expand(-1, own.shape[1], -1).gather(2, ids)
-        drafted = ((ids[..., None] == ids[:, :, None]) & paths.on[:, :, None]).sum(-1)
-        changed = changed.scatter(2, ids, penalised(own, ids, before + drafted))
-    logits[wanted] = changed
+    seen_values = penalised(logits[seen_at], written[:, None])
+    path_values = penalised(logits[path_at], before + drafted)
+    logits[seen_at] = seen_values
+    logits[path_at] = path_values
 
 
 def _ban_repeats(logits: Tensor, paths: Paths, rows: Sequence[LiveRow]) -> None:
@@ -169,12 +186,12 @@ def _ban_repeats(logits: Tensor, paths: Paths, rows: Sequence[LiveRow]) -> None:
         those = paths.pick(wanted)
         windows = those.texts(tails).unfold(-1, size, 1)
         ends = those.ends(tails, size - 1)
-        again = (windows[..., :-1] == ends[:, :, None]).all(-1) & (windows[..., -1] >= 0)
-        own = logits[wanted]
-        spare = own.shape[2]  # a column for what is not forbidden
-        banned = torch.zeros(*own.shape[:2], spare + 1, dtype=torch.bool, device=own.device)
-        banned.scatter_(2, windows[..., -1].where(again, spare), True)
-        logits[wanted] = own.masked_fill(banned[..., :-1], -torch.inf)
+        tokens = windows[..., -1]
+        again = (windows[..., :-1] == ends[:, :, None]).all(-1) & (tokens >= 0)
+        # The least of several: a token stays only if no window forbids it.
+        limits = torch.full_like(tokens, torch.inf, dtype=logits.dtype).masked_fill(again, -torch.inf)
+        for place, index in enumerate(wanted):
+            logits[index].scatter_reduce_(1, tokens[place].clamp(min=0), limits[place], "amin")
 
 
 def _ban_ends(logits: Tensor, depth: Tensor, request: Request, written: int) -> None:
