@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 import fastllm_core
 from fastllm_core.batch import Row
+from fastllm_core.controls import Controls
 from fastllm_core.engine import Engine
 from fastllm_core.errors import RequestError
 from fastllm_core.logprobs import TokenLogprob
@@ -157,6 +158,33 @@ def test_processed_ones_are_those_that_the_token_was_drawn_from(method: str) -> 
         said = [one for event in events for one in event.logprobs]
         expected = [row[token].item() for row, token in zip(wanted.log_softmax(-1), tokens, strict=True)]
         assert [one.logprob for one in said] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["plain", "chain", "tree"])
+def test_controls_change_the_processed_ones_alone(method: str) -> None:
+    """Raw ones are the model's, untouched; processed ones are behind a penalty and a processor of the caller's own."""
+    theirs = RepetitionPenaltyLogitsProcessor(1.6)
+
+    def shift(_: Tensor, scores: Tensor) -> Tensor:
+        return scores + torch.arange(V) * 0.05
+
+    for mode, processors in (("raw", (shift,)), ("processed", ()), ("processed", (shift,))):
+        controls = Controls(repetition_penalty=1.6, processors=processors)
+        requests = [replace(request, controls=controls, logprobs_mode=mode) for request in REQUESTS[:2]]  # type: ignore[arg-type]
+        for request, events in zip(requests, events_of(engine(method), requests), strict=True):
+            tokens = tuple(token for event in events for token in event.tokens)
+            whole = (*request.prompt, *tokens)
+            said = [one.logprob for event in events for one in event.logprobs]
+            lines = logits_of(whole)[len(request.prompt) - 1 : -1]
+            if mode == "processed":
+                ids = torch.tensor(whole)[None]
+                lines = torch.cat(
+                    [theirs(ids[:, : len(request.prompt) + step], line[None]) for step, line in enumerate(lines)]
+                )
+                lines = shift(ids, lines) if processors else lines
+                lines = truncated(lines[None], Sampling.of([request.sampling], "cpu"))[0]
+            expected = [line[token].item() for line, token in zip(lines.log_softmax(-1), tokens, strict=True)]
+            assert said == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_row_that_did_not_ask_is_told_nothing_and_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
