@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import LogitsProcessorList
-from transformers import generation as hf
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation import logits_process as hf
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .processors import copied
 
@@ -41,7 +41,8 @@ def with_scores(
     scores = None
     if logits is not None and processors is not None:
         start = whole.shape[1] - len(logits)
-        scores = tuple(processors(whole[:, : start + step], line.clone()) for step, line in enumerate(logits))
+        read: Any = processors  # its annotation wants a LongTensor by that name
+        scores = tuple(read(whole[:, : start + step], line.clone()) for step, line in enumerate(logits))
     kept = tuple(logits) if logits is not None and config.output_logits else None
     return GenerateDecoderOnlyOutput(sequences=whole, scores=scores, logits=kept)  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import torch
-from transformers import generation as hf
+from transformers.generation import stopping_criteria as hf
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from ..errors import RequestError

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from transformers import generation as hf
+from transformers.generation import logits_process as hf
 
 from ..errors import RequestError
 from ..processors import Memory, memory_of, put_back, take
