@@ -57,7 +57,7 @@ def _group(name: str, members: list[str]) -> typer.Typer:
 
 
 def _origin(name: str) -> str:
-    return f"(from {', '.join(dict.fromkeys(plugin.distribution for plugin in _offers(name)))})"
+    return f"(from {', '.join(sorted({plugin.distribution for plugin in _offers(name)}))})"
 
 
 def _take_debug(command: Any) -> None:
