@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EDITABLE := $(patsubst %/pyproject.toml,-e ./%,core/pyproject.toml $(wildcard plugins/*/pyproject.toml))
+CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
+# One process for each core, each with one thread: all tests as a rule, while ARGS may ask for those that time or fill a machine.
+PARALLEL := -n $(CORES) --dist loadfile
 REQUIREMENTS := $(wildcard .dev/*.txt) core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 .DEFAULT_GOAL := help
@@ -24,7 +27,7 @@ demo: $(INSTALLED)
 	@$(BIN)/fastllm demo
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check
