@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastllm_core.controllers import Controller, Fixed, Round
 from fastllm_core.request import Request
 from fastllm_core.steering import Steering
@@ -60,6 +62,17 @@ def test_what_a_drafter_expects_reaches_those_who_weigh_it() -> None:
     assert steering.weighs
     assert steering.lengths([5, 7], [0.0, 0.0]) == [4, 0]
     assert steering.lengths([5, 7], [0.0, 0.9]) == [4, 4]
+
+
+def test_a_controller_that_is_exchanged_is_the_one_that_is_asked() -> None:
+    engine = make_engine(tiny_model(num_hidden_layers=2), Scripted(lambda row, count: [1, 2, 3, 4][:count]))
+    other = Noted(1)
+    engine.parts = replace(engine.parts, controller=other)
+    engine.add(Request((3, 4), 6))
+    while not engine.idle:
+        engine.step()
+    assert {drafted for round_ in other.rounds for drafted in round_.drafted} <= {0, 1}
+    assert len(other.rounds) > 2
 
 
 def test_rows_of_an_engine() -> None:

@@ -88,8 +88,8 @@ class Engine:
         max_rows: rows that are live at once, the others wait.  prefill_chunk: prompt tokens that one forward reads.
         exact: rounding cannot change a text, so near-ties need not be counted.
         """
-        self.parts = parts
         self.draft_length = draft_length
+        self.parts = parts
         self.context_length = context_length
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
@@ -97,7 +97,6 @@ class Engine:
         self.report = RunReport(lossy=parts.lossy)
         """Figures of everything that this engine has done."""
         self._waiting: deque[LiveRow] = deque()
-        self._steering = Steering(parts.controller, draft_length)
         self._slots = Slots((parts.cache, *parts.drafter_caches, *parts.foreign_caches))
         self._ids = 0
         self._stepping = False
@@ -105,6 +104,15 @@ class Engine:
         self._sampling: tuple[tuple[int, ...], Sampling] | None = None
         # A round may write rows beyond the last token: its padding, and rejected nodes.
         self._margin = draft_length + 2
+
+    @property
+    def parts(self) -> Parts:
+        """The roles. May be exchanged while the engine is idle."""
+        return self._parts
+
+    @parts.setter
+    def parts(self, parts: Parts) -> None:
+        self._parts, self._steering = parts, Steering(parts.controller, self.draft_length)
 
     @property
     def idle(self) -> bool:
