@@ -119,7 +119,7 @@ COIN, FALSE_COIN = varied(0, ((1, 3), (3, 1), (2, 2))), always(3 / 4, 1 / 4)
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("case", ["penalties", "a processor"])
+@pytest.mark.parametrize("case", [pytest.param("penalties", marks=pytest.mark.slow), "a processor"])
 def test_the_law_is_that_of_the_processed_target(case: str, rule: str) -> None:
     if rule.startswith("block") and case not in WALKED:
         pytest.skip("judged as a whole: test_acceptance_rounds enumerates that, whatever p is")

@@ -305,6 +305,7 @@ def sampled(case: Case) -> Case:
     return lambda prompt: {**case(prompt), "sampling": SamplingParams(1.3, top_k=30), "seed": sum(prompt)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_sampled_text_follows_from_its_seed(name: str) -> None:
     """Under the match rule a sampled text is plain decoding's, to the token."""

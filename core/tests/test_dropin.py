@@ -32,7 +32,8 @@ from fastllm_core.testing import tiny_model, tiny_tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about settings that are tried here
 
 V, NEW = 64, 16
-METHODS = ("plain", "guessing", "branching")
+
+METHODS = ("branching", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "guessing")))
 
 PLUGIN = '''
 import random
