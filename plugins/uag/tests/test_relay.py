@@ -181,13 +181,12 @@ def test_prompt_look_up_drafts_over_other_tokens(tmp_path: Path) -> None:
 
 
 def test_a_draft_model_drafts_over_other_tokens_and_what_its_cache_holds_agrees_with_the_text(tmp_path: Path) -> None:
-    """Sampled text leaves most drafts; rows move, rest and begin anew; and each draft is what a fresh reading says."""
+    """Sampled text leaves most drafts; rows move and rest; and each draft is what a fresh reading says."""
     pytest.importorskip("fastllm_plugin_speculative")
     target, tokenizer = tiny_model(vocab_size=8), tiny_tokenizer(8)
     folder = relative(tiny_model(seed=1, vocab_size=8), tokenizer, tmp_path / "relative")
     config = {"draft.controller": "fixed", "draft.length": 3, "forward": "eager", "engine.max_rows": 3}
     options: dict[str, Any] = {"drafter": "speculative", "drafter_options": {"draft_model": folder}}
-    options["draft_model"] = folder
     prompts = [[1, 2, 3], [7], [5] * 20, [2, 4], [4, 1, 6, 6, 3, 2, 1]]
     with fastllm_core.load(
         target, "uag", tokenizer=tokenizer, config=config, draft_model=folder, **options
@@ -208,7 +207,6 @@ def test_a_draft_model_drafts_over_other_tokens_and_what_its_cache_holds_agrees_
         results = pipeline.generate(prompts, **settings)
         assert not pipeline.engine.parts.drafter_caches
         assert [any(cache.lengths) for cache in pipeline.engine.parts.foreign_caches] == [False]
-        assert next(relay._ids) > len(prompts) + 1  # some rows began anew
     assert len(checked) > 50
     assert all(checked)
     with fastllm_core.load(target, "plain", tokenizer=tokenizer) as pipeline:
