@@ -88,5 +88,5 @@ def test_a_family_whose_output_matrix_reads_something_else_is_refused(name: str,
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_family_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="cannot be run in parts|does not give the hidden states between"):
+    with pytest.raises(UnsupportedModel, match=r"cannot be run in parts|does not give the hidden states between"):
         check("gemma3n_text", tmp_path)
