@@ -18,6 +18,9 @@ from fastllm_plugin_kangaroo.adapter import random_head
 SOME = ("llama", "gemma2", "gemma3_text", "gpt_neo", "gpt_oss", "opt", "phi")
 NARROWED = ("electra", "rembert")
 """Families whose output matrix does not read hidden states, but what a further layer makes of them."""
+ROUTED = ("phimoe",)
+"""Whose router drops experts by a threshold: a forward of another width may round to other experts, so that only exact
+mode can compare texts."""
 PROMPTS = [[5, 9, 33, 2, 4, 8], [7] * 11, [3]]
 NEW = 14
 
@@ -67,7 +70,7 @@ def test_a_family_drafts_behind_its_first_layers(name: str, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", sorted({*splittable()} - {*SOME, *NARROWED}))
+@pytest.mark.parametrize("name", sorted({*splittable()} - {*SOME, *NARROWED, *ROUTED}))
 def test_every_family_that_can_be_split_drafts(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)
 
