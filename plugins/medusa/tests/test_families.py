@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 import fastllm_core
+from fastllm_core import UnsupportedModel
 from fastllm_core.testing.checks.cache import CacheWatch
 from fastllm_core.testing.families import family
 from fastllm_plugin_medusa.heads import random_head
 
 SOME = ("llama", "gemma3_text", "gpt_neo", "opt")
+STACKED = ("gemma3n_text",)
+"""Whose last hidden state is several at once, which no head reads."""
 PROMPTS = [[5, 9, 33, 2, 4, 8], [7] * 11, [3]]
 NEW = 14
 
@@ -50,6 +53,14 @@ def test_a_family_drafts(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", sorted({*running()} - {*SOME}))
+@pytest.mark.parametrize("name", sorted({*running()} - {*SOME, *STACKED}))
 def test_every_family_that_runs_drafts(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", STACKED)
+def test_a_family_without_one_last_hidden_state_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="does not give the hidden states"):
+        check(name, tmp_path)
