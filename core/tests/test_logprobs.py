@@ -198,7 +198,7 @@ def test_a_row_that_did_not_ask_is_told_nothing_and_nothing_is_computed(monkeypa
 
     monkeypatch.setattr("fastllm_core.logprobs.behind", never)
     monkeypatch.setattr("fastllm_core.logprobs.of_tokens", never)
-    monkeypatch.setattr("fastllm_core.engine.read_and_score", never)
+    monkeypatch.setattr("fastllm_core.joining.read_and_score", never)
     events_of(engine("chain"), silent)
 
 

@@ -16,19 +16,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from . import logprobs
+from . import joining, logprobs
 from .batch import Batch
 from .clock import Clock
-from .controllers import CONTROLLERS, Controller, Round
-from .deciding import Decision, decide, follows
-from .errors import ContextLengthError, RequestError
-from .history import History
-from .prefill import read, read_and_score
-from .processors import absorbed, memory_of, refuse_sharing
+from .controllers import Controller, Round
+from .deciding import Decision, decide
+from .errors import RequestError
+from .processors import absorbed, refuse_sharing
 from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verdict, Verifier
 from .randomness import fresh_seed, sample_seed
 from .report import RunReport, nodes_by_level
@@ -38,7 +37,6 @@ from .sampling import Sampling, truncated
 from .slots import Slots
 from .steering import Steering
 from .ties import best_of, of_committed
-from .transcript import Transcript
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -190,48 +188,15 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise RequestError if the request can never be served."""
-        if request.stop and self.parts.tokenizer is None:
-            raise RequestError("stop: stop strings need a tokenizer, and the model was loaded without one")
-        vocab, largest = self.parts.network.vocab_size, request.controls.largest_token()
-        if largest >= vocab:
-            raise RequestError(
-                f"logit_bias, bad_words: token id {largest} does not exist: the vocabulary has {vocab} entries"
-            )
-        self._check_controller(request.controller)
-        refuse_sharing([request, *(row.request for row in (*self._slots.rows, *self._waiting))], vocab)
-        prompt, limit = len(request.prompt), self.context_length
-        if limit is not None and prompt + request.max_new_tokens > limit:
-            room = limit - prompt
-            hint = f"at most {room} new tokens fit" if room > 0 else "shorten the prompt"
-            raise ContextLengthError(
-                f"the prompt's {prompt} tokens and max_new_tokens = {request.max_new_tokens} exceed the model's "
-                f"context of {limit}: {hint}"
-            )
+        joining.check(request, self.parts, self.context_length)
+        others = [row.request for row in (*self._slots.rows, *self._waiting)]
+        refuse_sharing([request, *others], self.parts.network.vocab_size)
 
     def _new_row(self, request: Request, seed: int, shared: SharedPrompt | None) -> LiveRow:
         self._ids += 1
-        report = RunReport(lossy=self.parts.lossy)
-        row = LiveRow(self._ids, request, list(request.prompt), seed, report=report, shared=shared)
-        controls, network = request.controls, self.parts.network
-        if not controls.neutral or controls.processors or request.stopping_criteria:
-            row.history, row.device = History(request.prompt, request.max_new_tokens), network.device
-        if not follows(self.parts.acceptor):
-            row.memories = tuple(memory_of(each, request.prompt, network.vocab_size) for each in controls.processors)
-        if request.stop:
-            assert self.parts.tokenizer is not None
-            row.transcript = Transcript(self.parts.tokenizer, request.prompt, request.stop)
         if request.controller is not None:
-            self._steering.assign(row.id, request.controller)
-        return row
-
-    def _check_controller(self, name: str | None) -> None:
-        if name is not None and name not in CONTROLLERS:
-            raise RequestError(f"controller: '{name}' does not exist; choose one of {', '.join(CONTROLLERS)}")
-        drafter = self.parts.drafter
-        if name == "threshold" and drafter is not None and not drafter.heeds_thresholds:
-            raise RequestError(
-                "controller: 'threshold' ends a draft where the drafter is unsure, and this one does not tell"
-            )
+            self._steering.assign(self._ids, request.controller)
+        return joining.new_row(self._ids, request, seed, shared, self.parts)
 
     def _admit(self) -> None:
         """Give waiting rows the next free slots."""
@@ -242,7 +207,7 @@ class Engine:
             row.report.prompt_tokens = row.prompt_length
             self.report.prompt_tokens += row.prompt_length
             length = row.prompt_length + row.request.max_new_tokens + self._margin
-            self._guarded([row], lambda row=row, length=length: self._slots.reserve(row, length))  # type: ignore[misc]
+            self._guarded([row], partial(self._slots.reserve, row, length))
 
     def _prefill(self) -> None:
         """Read prompts, first come first served; at most two chunks a step, so that running rows never wait long."""
@@ -250,47 +215,9 @@ class Engine:
         for row in [row for row in self._slots.rows if not row.ready]:
             source = self._slots.sibling(row)
             if source is not None:
-                self._guarded([row], lambda row=row, source=source: self._copy_prompt(source, row))  # type: ignore[misc]
+                self._guarded([row], partial(joining.copy_prompt, source, row, self.parts))
             while not row.ready and budget > 0:
-                budget -= self._guarded([row], lambda row=row: self._prefill_chunk(row))  # type: ignore[misc]
-
-    def _prefill_chunk(self, row: LiveRow) -> int:
-        """The target, then the drafter, read the prompt's next tokens (all but its last one). Returns how many."""
-        drafter, parts = self.parts.drafter, self.parts
-        start = row.prefilled
-        stop = min(start + self.prefill_chunk, row.prompt_length - 1)
-        with parts.clock.phase("prefill"):
-            wanted = drafter.hidden_layers if drafter else ()
-            where = (parts.network, parts.cache, row.slot, row.tokens[start:stop], start)
-            if row.request.prompt_logprobs is None:
-                hidden = read(*where, hidden_layers=wanted)
-            else:
-                hidden, logits = read_and_score(*where, hidden_layers=wanted)
-                foreseen = row.tokens[start + 1 : stop + 1]
-                row.prompt_logprobs += logprobs.of_prompt(logits, foreseen, row.request.prompt_logprobs)
-            if drafter and row.request.speculate:
-                drafter.prefill(row, start, stop, hidden)
-        row.prefilled = stop
-        if row.shared is not None:
-            row.shared.keep(start, stop, hidden, last=row.ready)
-        return stop - start
-
-    def _copy_prompt(self, source: LiveRow, row: LiveRow) -> None:
-        """Begin with the rows of the target's cache, and of the drafter's, that another row of the prompt has."""
-        drafter, parts = self.parts.drafter, self.parts
-        assert row.shared is not None
-        length = row.prompt_length - 1
-        with parts.clock.phase("prefill"):
-            parts.cache.copy(source.slot, row.slot, length)
-            if drafter and row.request.speculate:
-                if drafter.copy(source, row):
-                    for cache in parts.drafter_caches:
-                        cache.copy(source.slot, row.slot, min(length, cache.lengths[source.slot]))
-                else:
-                    for start, stop, hidden in row.shared.hidden:
-                        drafter.prefill(row, start, stop, hidden)
-        row.prefilled, row.prompt_logprobs = length, source.prompt_logprobs
-        row.shared.got()
+                budget -= self._guarded([row], partial(joining.read_chunk, row, self.prefill_chunk, self.parts))
 
     # -- a round ---------------------------------------------------------------------------------------------------
 
