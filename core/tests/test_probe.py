@@ -10,9 +10,10 @@ import torch
 from fastllm_core import UnsupportedModel, load, quirks
 from fastllm_core.models import load_model
 from fastllm_core.network import Network
-from fastllm_core.probe import check_split, check_whole
+from fastllm_core.probe import check_hidden, check_split, check_whole
 from fastllm_core.spans import Span
 from fastllm_core.testing import tiny_model
+from fastllm_core.testing.families import family
 
 
 def network_of(family: str, **settings: Any) -> Network:
@@ -76,3 +77,11 @@ def test_windows_are_probed_shorter_than_they_are(family: str, monkeypatch: pyte
     monkeypatch.setattr(Span, "narrow", lambda span, mask, queries, keys: narrow(span, mask, queries + 1, keys))
     with pytest.raises(UnsupportedModel, match="does not support its windows of attention as masks by position"):
         check_whole(network)
+
+
+def test_hidden_states_that_a_drafter_will_ask_for_are_looked_for_when_composing() -> None:
+    network = network_of("llama")
+    check_hidden(network, (0, 1, network.layers))
+    stacked = Network(load_model(family("gemma3n_text").model()))
+    with pytest.raises(UnsupportedModel, match="does not give the hidden states"):
+        check_hidden(stacked, (stacked.layers,))

@@ -15,7 +15,7 @@ from .errors import ConfigError
 from .exact import batch_experts
 from .models import LoadedModel, load_model
 from .network import Network
-from .probe import check_split, check_whole
+from .probe import check_hidden, check_split, check_whole
 from .selection import adapters
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def assemble(
         make_drafter=make_drafter,
     )
     roles = build_roles(selection, context)
+    if roles.drafter is not None and roles.drafter.hidden_layers:
+        check_hidden(network, roles.drafter.hidden_layers)
     if roles.drafter is not None and roles.drafter.resume_layer is not None:
         check_split(network, roles.drafter.resume_layer, roles.drafter.hidden_layers)
     parts = Parts(

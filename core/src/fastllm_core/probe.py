@@ -17,6 +17,7 @@ from . import layout
 from .attention import KERNELS
 from .cache import SlotCache
 from .errors import UnsupportedModel
+from .network import Passage
 from .spans import SPAN_KEYS, Span, spans_of
 from .twin import share
 from .views import backbone
@@ -116,6 +117,14 @@ def check_split(network: Network, layer: int, hidden_layers: tuple[int, ...] = (
     upper = network.forward(inputs, layers, start=layer, hidden_layers=hidden_layers)
     assert upper.logits is not None
     _compare(network, upper.logits, whole, f"being run in two parts, cut before layer {layer}")
+
+
+@torch.inference_mode()
+def check_hidden(network: Network, layers: tuple[int, ...]) -> None:
+    """Raise UnsupportedModel unless a forward gives the hidden states that rounds ask for. Compiles nothing."""
+    cache = _cache(network)
+    inputs = layout.chain(_tokens(network), _start(network, 0), cache.capacity)
+    network.eager(Passage(0, network.layers, hidden_layers=layers), inputs, cache.layers(slice(0, 1), cache.capacity))
 
 
 def _tokens(network: Network) -> Tensor:
