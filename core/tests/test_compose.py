@@ -169,6 +169,8 @@ def test_options_errors_have_their_dotted_path(site: FakeSite) -> None:
     assert any(line.startswith("options.chain.exit_layer: should be a valid integer") for line in lines)
     unknown = next(line for line in lines if line.startswith("options.chain.exit_layr: unknown key"))
     assert "did you mean 'options.chain.exit_layer'?" in unknown
+    with pytest.raises(ConfigError, match=r"no such option; 'forward' is a setting of its own: .*load\(config="):
+        chosen(method="chain", options={"chain": {"forward": "eager"}})
     with pytest.raises(ConfigError, match=r"^options\.chian: plugin 'chian' is not selected .*; did you mean 'chain'"):
         chosen(method="chain", options={"chian": {}})
 

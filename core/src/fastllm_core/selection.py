@@ -132,6 +132,12 @@ def lone_plugin(name: str, options: Mapping[str, Any]) -> tuple[InstalledPlugin,
 def validate_options(plugin: InstalledPlugin, kind: type[Options], table: Mapping[str, Any]) -> Options:
     """A plugin's options. Raises ConfigError with the dotted path of every wrong one."""
     prefix = ("options", plugin.name)
+    for key in table:
+        if key in Config.model_fields and key not in kind.model_fields:
+            raise ConfigError(
+                f"options.{plugin.name}.{key}: {plugin.name} has no such option; '{key}' is a setting of its own: "
+                f'{key} = ... in the configuration, load(config={{"{key}": ...}})'
+            )
     return validate(kind, table, {prefix: f"see fastllm plugins show {plugin.name}"}, prefix)
 
 
