@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastllm_core import (
     Sampling,
     SamplingParams,
 )
+from fastllm_core.controllers import Fixed
 from fastllm_core.models import load_model
 from fastllm_core.testing import tiny_model, tiny_tokenizer
 from fastllm_core.testing.engines import decode, make_engine
@@ -180,6 +182,16 @@ def test_prompt_look_up_drafts_over_other_tokens(tmp_path: Path) -> None:
         load(folder, drafter="prompt-lookup", drafter_options={"max_gram": 3})
 
 
+class Resting(Fixed):
+    """Drafts in every fourth round: what a rejected draft leaves in a cache lies under the tokens of the next three."""
+
+    turn = 0
+
+    def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
+        self.turn += 1
+        return super().lengths(rows) if self.turn % 4 == 1 else [0] * len(rows)
+
+
 def test_a_draft_model_drafts_over_other_tokens_and_what_its_cache_holds_agrees_with_the_text(tmp_path: Path) -> None:
     """Sampled text leaves most drafts; rows move and rest; and each draft is what a fresh reading says."""
     pytest.importorskip("fastllm_plugin_speculative")
@@ -203,7 +215,8 @@ def test_a_draft_model_drafts_over_other_tokens_and_what_its_cache_holds_agrees_
             return draft
 
         relay.inner.propose = propose
-        settings: dict[str, Any] = {"max_new_tokens": 25, "temperature": 1.0, "seed": 3}
+        pipeline.engine.parts = replace(pipeline.engine.parts, controller=Resting(3))
+        settings: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.0, "seed": 3}
         results = pipeline.generate(prompts, **settings)
         assert not pipeline.engine.parts.drafter_caches
         assert [any(cache.lengths) for cache in pipeline.engine.parts.foreign_caches] == [False]
