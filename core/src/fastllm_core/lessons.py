@@ -164,7 +164,7 @@ class Converter(Protocol):
 
     def export(self, head: Head, layout: str) -> Published:
         """A head of the method in one of `layouts`. Raises ConfigError if the layout has no place for it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} names {layout!r} in `layouts` and does not export it")
 
 
 def trainer(method: str) -> type[Trainer]:
