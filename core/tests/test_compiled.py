@@ -259,7 +259,7 @@ def test_a_program_with_other_answers_is_refused(
             logits, *rest = super().run(arguments)
             return [logits + logits.abs().max() * 0.01, *rest]
 
-    monkeypatch.setattr(backend, "load", lambda path: Wrong(backend.steps[path.name]))
+    monkeypatch.setattr(backend, "load", lambda path, _: Wrong(backend.steps[path.name]))
     model, requests = tiny_model(), [Request((3, 4, 5), max_new_tokens=4)]
     assert decode(make_engine(model, backend=backend), requests) == decode(make_engine(model), requests)
     assert "its answers change by" in caplog.text
@@ -273,7 +273,7 @@ def test_a_program_that_does_not_write_the_cache_is_refused(
         def run(self, arguments: Sequence[Tensor]) -> list[Tensor]:
             return super().run([argument.clone() for argument in arguments])
 
-    monkeypatch.setattr(backend, "load", lambda path: Forgetful(backend.steps[path.name]))
+    monkeypatch.setattr(backend, "load", lambda path, _: Forgetful(backend.steps[path.name]))
     decode(make_engine(tiny_model(), backend=backend), [Request((3, 4, 5), max_new_tokens=4)])
     assert "its answers change by" in caplog.text
 
@@ -400,4 +400,7 @@ def test_one_that_is_really_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert decode(make_engine(model, oracle, backend=backend), requests) == wanted
     (program,) = {program.path: program for program in backend.taken}.values()
     assert program.facts["difference"] < 1e-3
-    assert [path.suffix for path in sorted(backend.folder.folder.iterdir())] == [".json", ".lock", ".so"]
+    left = {path.suffix or path.name for path in backend.folder.folder.iterdir()}
+    assert left == {".json", ".lock", ".so", "constants"}, "what the compiler left is gone"
+    assert program.weights, "the weights are not in the library"
+    assert {tuple(weight.shape) for weight in program.weights} >= {(32,)}, "norms among them"

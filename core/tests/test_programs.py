@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from fastllm_core.constants import FACT, FOLDER, told, write
 from fastllm_core.errors import ConfigError
-from fastllm_core.programs import LOCK, PROGRAM, RECORD, ProgramFolder, digest_of, programs_folder
+from fastllm_core.programs import LOCK, PROGRAM, RECORD, ProgramFolder, digest_of, programs_folder, size_of
 
 KEY = {"model": "m", "widths": [1, 2]}
 
@@ -21,6 +23,18 @@ def writing(size: int = 10, **facts: Any) -> Any:
     def build(path: Path) -> Mapping[str, Any]:
         path.write_bytes(b"x" * size)
         return {"name": "m, one text", **facts}
+
+    return build
+
+
+def reading(*weights: bytes) -> Any:
+    """A program of ten bytes that reads weights."""
+
+    def build(path: Path) -> Mapping[str, Any]:
+        apart = path.parent / FOLDER
+        apart.mkdir()
+        tensors = [torch.frombuffer(bytearray(weight), dtype=torch.uint8) for weight in weights]
+        return {**writing()(path), FACT: told(write(f"w{at}", tensor, apart) for at, tensor in enumerate(tensors))}
 
     return build
 
@@ -104,6 +118,48 @@ def test_the_longest_unused_go_when_there_are_too_many_bytes(tmp_path: Path) -> 
     folder.keep(keys[2], writing())
     assert [bool(folder.find(key)) for key in keys] == [True, False, True]
     assert ProgramFolder(folder.folder, limit_bytes=1).keep({"n": 9}, writing()).path.exists(), "the newest stays"
+
+
+def test_programs_share_weights(folder: ProgramFolder) -> None:
+    one = folder.keep({"n": 1}, reading(b"shared", b"own"))
+    two = folder.keep({"n": 2}, reading(b"shared", b"another"))
+    assert len(list((folder.folder / FOLDER).iterdir())) == 3
+    assert [size_of([program]) for program in (one, two)] == [10 + 6 + 3, 10 + 6 + 7]
+    assert size_of(folder) == 10 + 10 + 6 + 3 + 7
+
+
+def test_weights_go_with_the_last_program_that_reads_them(tmp_path: Path) -> None:
+    folder = ProgramFolder(tmp_path / "programs", limit_bytes=50)
+    path = folder.keep({"n": 1}, reading(b"shared", b"o" * 20)).path.with_suffix(RECORD)
+    os.utime(path, (path.stat().st_mtime - 100,) * 2)
+    folder.keep({"n": 2}, reading(b"shared", b"p" * 20))
+    assert not folder.find({"n": 1})
+    assert sorted(path.read_bytes()[:1] for path in (folder.folder / FOLDER).iterdir()) == [b"p", b"s"]
+    assert folder.find({"n": 2})
+    assert folder.clear() == (1, 10 + 6 + 20)
+    assert [*folder.folder.iterdir()] == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
+def test_harmed_weights_are_not_read_but_written_again(folder: ProgramFolder, harm: str) -> None:
+    folder.keep(KEY, reading(b"weights"))
+    (path,) = (folder.folder / FOLDER).iterdir()
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": b"weight", "changed": b"weighty"}[harm])
+    assert folder.find(KEY) is None
+    assert folder.keep({"n": 1}, reading(b"weights")).path.is_file(), "another program that shares them mends them"
+    assert path.read_bytes() == b"weights"
+    assert folder.find(KEY)
+
+
+def test_a_record_with_no_list_of_weights_is_not_believed(folder: ProgramFolder) -> None:
+    record = folder.keep(KEY, reading(b"weights")).path.with_suffix(RECORD)
+    told = json.loads(record.read_text())
+    record.write_text(json.dumps({**told, "facts": {**told["facts"], FACT: [{"name": "w"}]}}))
+    assert folder.find(KEY) is None
+    assert folder.keep(KEY, reading(b"weights")).weights
 
 
 def test_two_at_once_build_once(folder: ProgramFolder) -> None:

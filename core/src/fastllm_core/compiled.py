@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from . import identity
+from . import constants, identity
+from .constants import Constant
 from .errors import ConfigError, UnsupportedModel
 from .memory import shortage
 from .network import Advance, Answer, EagerRunner, Inputs, Stepping
@@ -66,14 +67,15 @@ class Compiled:
 
         return compile_step(step, path)
 
-    def load(self, path: Path) -> LoadedProgram:
-        """A program, once in this process: it holds a copy of the weights."""
+    def load(self, path: Path, weights: Sequence[Constant]) -> LoadedProgram:
+        """A program, once in this process."""
         program = _loaded.get(path)
         if program is None:
-            lack = shortage(path.stat().st_size, torch.device("cpu"))
+            needed = path.stat().st_size + constants.unmapped_bytes(weights, path.parent / constants.FOLDER)
+            lack = shortage(needed, torch.device("cpu"))
             if lack:
                 raise UnsupportedModel(f"its program {lack}")
-            program = _loaded[path] = LoadedProgram(path)
+            program = _loaded[path] = LoadedProgram(path, weights)
         return program
 
     @property
@@ -185,7 +187,7 @@ class CompiledRunner(Stepping):
         key = self._key(passage, form)
         try:
             found = folder.keep(key, self._build(passage, form, name)) if self.backend.compiles else folder.find(key)
-            loaded = None if found is None else self.backend.load(found.path)
+            loaded = None if found is None else self.backend.load(found.path, found.weights)
         except (UnsupportedModel, ConfigError, RuntimeError, OSError) as error:
             self.backend.warn(f"{name} runs eagerly: {(str(error).splitlines() or [type(error).__name__])[0]}")
             found = loaded = None
@@ -222,7 +224,7 @@ class CompiledRunner(Stepping):
             with waiting(f"compiling {name}, once"):
                 step = Step(self.network, passage, form)
                 facts = self.backend.compile(step, path)
-                return {"name": name, **facts, "difference": check(step, self.backend.load(path))}
+                return {"name": name, **facts, "difference": check(step, self.backend.load(path, constants.of(facts)))}
 
         return build
 
@@ -230,10 +232,15 @@ class CompiledRunner(Stepping):
 class LoadedProgram:
     """A program in this process."""
 
-    def __init__(self, path: Path) -> None:
-        """Load it. Raises RuntimeError if it does not fit this torch."""
+    def __init__(self, path: Path, weights: Sequence[Constant] = ()) -> None:
+        """Load it, and map its weights. Raises RuntimeError if it does not fit this torch, or a file is not there."""
         runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu
+        self._mapped = constants.Mapped(weights, path.parent / constants.FOLDER)
         self._runner = runner(str(path), 1)
+        if weights:
+            self._runner.update_constant_buffer(
+                self._mapped.tensors, use_inactive=False, validate_full_updates=True, user_managed=True
+            )
 
     def run(self, arguments: list[Tensor]) -> list[Tensor]:
         """Call it: every argument contiguous, in the order of `Step.forward`. Caches are written in place."""

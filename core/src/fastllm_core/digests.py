@@ -25,6 +25,8 @@ class Digests:
     def __init__(self, folder: Path) -> None:
         """folder: where they are remembered. It may be absent; then nothing is."""
         self.path = folder / NAME
+        self._lines: tuple[object, dict[str, str]] = None, {}
+        """What was read from the file, and the file's state then."""
 
     def of_file(self, path: Path) -> str:
         """The SHA-256 of a file. Raises OSError if it cannot be read."""
@@ -48,17 +50,13 @@ class Digests:
 
     def _known(self) -> dict[str, str]:
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            found = self.path.stat()
+            state = found.st_ino, found.st_size, found.st_mtime_ns
+            if state != self._lines[0]:
+                self._lines = state, _parsed(self.path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
             return {}
-        known = {}
-        for line in lines:
-            try:
-                key, digest = json.loads(line)
-                known[str(key)] = str(digest)
-            except (ValueError, TypeError):  # half a line, from a process that was killed
-                continue
-        return known
+        return self._lines[1]
 
     def _remember(self, key: str, digest: str) -> None:
         """Append a line. A folder that is absent or cannot be written costs a hash next time, and nothing else."""
@@ -67,6 +65,17 @@ class Digests:
                 file.write(json.dumps([key, digest]) + "\n")
         except OSError:
             return
+
+
+def _parsed(text: str) -> dict[str, str]:
+    known = {}
+    for line in text.splitlines():
+        try:
+            key, digest = json.loads(line)
+            known[str(key)] = str(digest)
+        except (ValueError, TypeError):  # half a line, from a process that was killed
+            continue
+    return known
 
 
 def state_of(path: Path) -> list[str | int] | None:

@@ -1,7 +1,7 @@
-"""The folder of compiled programs: one file for each, and beside it what it was compiled from.
+"""The folder of compiled programs: a library for each, beside it what it was compiled from, and the weights of all.
 
-A program is code that will run in this process and holds a copy of the weights. So the folder belongs to its owner
-alone, a program is either whole or not there, and one is loaded only if its key and its hash are the ones recorded.
+A program is code that will run in this process. So the folder belongs to its owner alone, a program is either whole or
+not there, and one is loaded only if its key and the hashes of its library and weights are the ones recorded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,8 @@ from typing import Any, Final
 import platformdirs
 from filelock import FileLock, Timeout
 
+from . import constants
+from .constants import Constant, files
 from .digests import Digests
 from .errors import ConfigError
 
@@ -28,6 +31,8 @@ Key = Mapping[str, Any]
 """Everything that a program depends on, as JSON values."""
 
 PROGRAM, RECORD, LOCK, PART = ".so", ".json", ".lock", ".part-"
+SWEEPING: Final = "constants" + LOCK
+"""Held while weights come or go: a program that is on its way in must not lose those that it shares."""
 STALE_SECONDS: Final = 3600.0
 """An unfinished build this old was abandoned."""
 WAIT_SECONDS: Final = 1800.0
@@ -43,9 +48,12 @@ class Program:
     facts: Mapping[str, Any]
     """What was noted when it was compiled: seconds, and what it is, for people."""
     bytes: int
+    """Of its library."""
     sha256: str
     used: float
     """When it was last taken, seconds since 1970."""
+    weights: tuple[Constant, ...] = ()
+    """In files that other programs may read too."""
 
     @property
     def name(self) -> str:
@@ -113,12 +121,14 @@ class ProgramFolder:
     def clear(self) -> tuple[int, int]:
         """Delete every program. Returns how many there were and their bytes."""
         gone = list(self)
+        size = size_of(gone)
         for program in gone:
             _remove(program.path)
         if self.folder.is_dir():
+            self._sweep()
             for path in (*self.folder.glob(f"*{LOCK}"), self.digests.path):
                 path.unlink(missing_ok=True)
-        return len(gone), sum(program.bytes for program in gone)
+        return len(gone), size
 
     def refusal(self) -> str | None:
         """Why nothing from this folder may be run, None if all is well or there is no folder."""
@@ -153,6 +163,7 @@ class ProgramFolder:
         with TemporaryDirectory(dir=self.folder, prefix=PART, ignore_cleanup_errors=True) as part:
             fresh = Path(part) / f"{digest}{PROGRAM}"
             facts = build(fresh)
+            weights = sorted(fresh.parent.joinpath(constants.FOLDER).glob("*"))
             record = {
                 "key": dict(key),
                 "facts": dict(facts),
@@ -161,11 +172,16 @@ class ProgramFolder:
             }
             note = fresh.with_suffix(RECORD)
             note.write_text(_text(record), encoding="utf-8")
-            for path in (fresh, note):
+            for path in (fresh, note, *weights):
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-            os.replace(fresh, self.folder / fresh.name)  # the record last: what has one is whole
-            os.replace(note, self.folder / note.name)
+            with FileLock(self.folder / SWEEPING, timeout=WAIT_SECONDS):
+                self._constants.mkdir(exist_ok=True, mode=0o700)
+                for path in weights:
+                    if not self._has(path.name):
+                        os.replace(path, self._constants / path.name)
+                os.replace(fresh, self.folder / fresh.name)  # the record last: what has one is whole
+                os.replace(note, self.folder / note.name)
 
     def _read(self, path: Path) -> Program | None:
         try:
@@ -177,6 +193,7 @@ class ProgramFolder:
                 int(record["bytes"]),
                 record["sha256"],
                 path.stat().st_mtime,
+                constants.of(record["facts"]),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -185,19 +202,44 @@ class ProgramFolder:
         if self.refusal():
             return False
         try:
-            return program.path.stat().st_size == program.bytes and self.digests.of_file(program.path) == program.sha256
+            parts = {program.path: (program.bytes, program.sha256)}
+            parts |= {self._constants / name: (size, name) for name, size in files(program.weights).items()}
+            return all(
+                path.stat().st_size == size and self.digests.of_file(path) == digest
+                for path, (size, digest) in parts.items()
+            )
         except OSError:
             return False
 
+    def _has(self, constant: str) -> bool:
+        """Whether a file of weights is there, whole: a process may have mapped it, so that it is not exchanged."""
+        try:
+            return self.digests.of_file(self._constants / constant) == constant
+        except OSError:
+            return False
+
+    @property
+    def _constants(self) -> Path:
+        return self.folder / constants.FOLDER
+
     def _shrink(self, newest: Program) -> None:
         """Delete the longest unused programs until the rest fits; the newest stays in any case."""
-        programs = [program for program in self if program.path != newest.path]
-        total = sum(program.bytes for program in programs) + newest.bytes
-        for program in programs:
-            if total <= self.limit_bytes:
-                return
-            _remove(program.path)
-            total -= program.bytes
+        programs, removed = [program for program in self if program.path != newest.path], False
+        while programs and size_of([*programs, newest]) > self.limit_bytes:
+            _remove(programs.pop(0).path)
+            removed = True
+        if removed:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete weights that no program reads any more."""
+        with FileLock(self.folder / SWEEPING, timeout=WAIT_SECONDS):
+            needed = {name for program in self for name in files(program.weights)}
+            for path in self._constants.glob("*"):
+                if path.name not in needed:
+                    path.unlink(missing_ok=True)
+            with suppress(OSError):  # goes only when it is empty
+                self._constants.rmdir()
 
 
 def programs_folder() -> Path:
@@ -207,6 +249,13 @@ def programs_folder() -> Path:
         return Path(own).expanduser().absolute()
     root = Path(cache).expanduser().absolute() if cache else platformdirs.user_cache_path("fastllm", appauthor=False)
     return root / "programs"
+
+
+def size_of(programs: Iterable[Program]) -> int:
+    """Bytes of some programs on disk; weights that they share count once."""
+    programs = list(programs)
+    weights = {name: size for program in programs for name, size in files(program.weights).items()}
+    return sum(program.bytes for program in programs) + sum(weights.values())
 
 
 def digest_of(key: Key) -> str:

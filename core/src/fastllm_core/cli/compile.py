@@ -51,7 +51,7 @@ def compile_forwards(
     Afterwards `forward = "auto"`, the default, runs it. Programs belong to these weights, this dtype, this processor
     and number of threads, and these versions.
     """
-    from ..programs import ProgramFolder
+    from ..programs import ProgramFolder, size_of
 
     folder = ProgramFolder()
     if clear:
@@ -60,7 +60,7 @@ def compile_forwards(
         return
     if listed:
         _show(list(folder))
-        typer.echo(f"{sum(program.bytes for program in folder) / 1e6:.0f} MB in {folder.folder}")
+        typer.echo(f"{size_of(folder) / 1e6:.0f} MB in {folder.folder}; weights that programs share count once")
         return
     chosen = configure(config, settings, model=model, method=method, device=device, dtype=dtype, forward="compiled")
     from ..compiled import Compiled
@@ -98,15 +98,19 @@ def _show(programs: Sequence[Program]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..programs import size_of
+
     table = Table("compiled", "MB", "seconds to compile", "difference from eager")
     for program in programs:
         took = sum(float(program.facts.get(key, 0)) for key in ("export_seconds", "compile_seconds"))
         table.add_row(
             program.name,
-            f"{program.bytes / 1e6:.0f}",
+            f"{size_of([program]) / 1e6:.0f}",
             f"{took:.0f}",
             f"{float(program.facts.get('difference', 0)):.0e}",
         )
+    if len(programs) > 1:
+        table.caption = f"{size_of(programs) / 1e6:.0f} MB on disk, since programs share weights"
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..compiled import NARROWEST, Compiled, LoadedProgram
+from ..constants import Constant
 from ..step import Step
 
 
@@ -51,6 +52,6 @@ class Unrolled(Compiled):
         path.write_text("unrolled", encoding="utf-8")
         return {"export_seconds": 0.0, "compile_seconds": 0.0}
 
-    def load(self, path: Path) -> UnrolledProgram:
+    def load(self, path: Path, weights: Sequence[Constant] = ()) -> UnrolledProgram:
         """The step of that file."""
         return UnrolledProgram(self.steps[path.name])
