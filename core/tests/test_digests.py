@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastllm_core import load
+from fastllm_core import load, probe
 from fastllm_core.digests import RACY_NS, Digests, state_of
+from fastllm_core.errors import UnsupportedModel
 from fastllm_core.testing.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="no time of the last change")
@@ -122,3 +123,45 @@ def test_a_weight_written_in_place_is_noticed(model_folder: Path) -> None:
         assert loaded.origin is not None
         next(iter(loaded.model.parameters())).mul_(2)
         assert loaded.origin.files_of(loaded.model) == ()
+
+
+@pytest.mark.usefixtures("later")
+def test_a_model_that_passed_is_not_asked_again(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTLLM_COMPILED", str(tmp_path / "programs"))
+    asked, ask = [], probe.check_whole
+    monkeypatch.setattr(probe, "check_whole", lambda network: (asked.append(network), ask(network)))
+
+    def shapes(**settings: Any) -> object:
+        with load(model_folder, **settings) as pipeline:
+            return pipeline.engine.parts.network.kv_shapes
+
+    first = shapes()
+    shapes()
+    assert len(asked) == 2, "there is no folder to remember it in"
+    (tmp_path / "programs").mkdir(mode=0o700)
+    assert [shapes(), shapes(), shapes()] == [first] * 3
+    assert len(asked) == 3
+    shapes(dtype="float64")
+    assert len(asked) == 4, "in another number format it is another model"
+    tiny_model(num_hidden_layers=1, seed=1).save_pretrained(model_folder)
+    shapes()
+    assert len(asked) == 5, "other weights"
+    (tmp_path / "programs").chmod(0o770)
+    shapes()
+    assert len(asked) == 6, "others may write there"
+
+
+@pytest.mark.usefixtures("later")
+def test_what_a_model_failed_is_asked_again(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTLLM_COMPILED", str(tmp_path))
+    tmp_path.chmod(0o700)
+    model = tiny_model(num_hidden_layers=1)
+    model.lm_head.weight.data[3, 3] = torch.nan
+    model.save_pretrained(model_folder)
+    for _ in range(2):
+        with pytest.raises(UnsupportedModel, match="logits change"):
+            load(model_folder)

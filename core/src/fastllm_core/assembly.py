@@ -15,7 +15,8 @@ from .errors import ConfigError
 from .exact import batch_experts
 from .models import LoadedModel, load_model
 from .network import Network
-from .probe import check_hidden, check_split, check_whole
+from .probe import check_hidden, check_port, check_split
+from .programs import ProgramFolder
 from .selection import adapters
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def assemble(
     network = Network(target, clock, known)
     if config.exact:
         batch_experts(network)
-    check_whole(network)
+    folder = ProgramFolder()
+    check_port(network, None if folder.refusal() else folder.digests)
     network.runner = backend.runner(network)
 
     def load_another(name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> LoadedModel:

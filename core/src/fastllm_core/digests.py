@@ -1,4 +1,4 @@
-"""Hashes of files, remembered: what has not changed since it was hashed is not read again.
+"""Hashes of files, and what else they told, remembered: what has not changed since then is not read again.
 
 Hashing the weights of a large model takes longer than reading them. The kernel notes when a file last changed, in a
 time that no program can set; a file whose time, size and place are as they were is what it was.
@@ -20,7 +20,7 @@ RACY_NS: Final = 2_000_000_000
 
 
 class Digests:
-    """Hashes by what was hashed, one line each in a file of a folder that belongs to its owner alone."""
+    """Hashes by what was hashed, a line each in a file of a folder that belongs to its owner alone."""
 
     def __init__(self, folder: Path) -> None:
         """folder: where they are remembered. It may be absent; then nothing is."""
@@ -33,9 +33,9 @@ class Digests:
         return self.of_files([path], "", lambda: _sha256(path))
 
     def of_files(self, paths: Iterable[Path], what: str, compute: Callable[[], str]) -> str:
-        """The hash of what was read from files: remembered, or computed.
+        """The hash of what was read from files, or what else they told: remembered, or computed.
 
-        what: tells apart several hashes of the same files, such as a number format.
+        what: tells apart several answers of the same files, such as a number format.
         Raises OSError if one of the files is not there.
         """
         states = [state_of(path) for path in paths]

@@ -2,18 +2,20 @@
 
 A model that ignores explicit positions or masks, or keeps state outside its key/value cache, would silently write
 another text. A few forwards over eight tokens tell, whatever the architecture, where a list of known models would be
-out of date.
+out of date. They read every weight, so what they told of files that have not changed since is remembered.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
-from . import layout
+from . import identity, layout
 from .attention import KERNELS
 from .cache import SlotCache
 from .errors import UnsupportedModel
@@ -23,6 +25,7 @@ from .twin import share
 from .views import backbone
 
 if TYPE_CHECKING:
+    from .digests import Digests
     from .network import Inputs, Network
 
 ROWS: Final = 8
@@ -37,6 +40,27 @@ def relative_difference(given: Tensor, wanted: Tensor) -> float:
     """The largest difference of two tensors, as a share of the largest number wanted."""
     largest = wanted.float().abs().max().item() or 1.0
     return float((given.float() - wanted.float()).abs().max().item() / largest)
+
+
+def check_port(network: Network, digests: Digests | None) -> None:
+    """`check_whole`, unless the same files passed it before, under the same code, versions and settings.
+
+    digests: where that is remembered, with what each layer's cache holds; None is nowhere.  Raises UnsupportedModel.
+    """
+    loaded = network.loaded
+    files = () if loaded.origin is None else loaded.origin.files_of(loaded.model)
+    if digests is None or not files or identity.unknown_code(network):
+        check_whole(network)
+        return
+    facts = {"model": identity.of_architecture(network), "machine": identity.of_machine()}
+
+    def ask() -> str:
+        check_whole(network)
+        return json.dumps(network.kv_shapes)
+
+    what = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    shapes = json.loads(digests.of_files(files, f"the port, {what}", ask))
+    network.kv_shapes = tuple(None if shape is None else tuple(shape) for shape in shapes)
 
 
 @torch.inference_mode()
