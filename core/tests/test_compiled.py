@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +27,7 @@ from fastllm_core.cache import SlotCache
 from fastllm_core.compiled import Compiled
 from fastllm_core.config import config_from
 from fastllm_core.device import select_device
+from fastllm_core.digests import RACY_NS
 from fastllm_core.errors import ConfigError, UnsupportedModel
 from fastllm_core.graphs import Graphs
 from fastllm_core.layout import ancestors, chain, tree
@@ -404,3 +408,29 @@ def test_one_that_is_really_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert left == {".json", ".lock", ".so", "constants"}, "what the compiler left is gone"
     assert program.weights, "the weights are not in the library"
     assert {tuple(weight.shape) for weight in program.weights} >= {(32,)}, "norms among them"
+
+
+FRESH = """
+import sys, torch
+from fastllm_core import load
+with load(sys.argv[1], "plain", dtype="bfloat16", config={"forward": sys.argv[2]}) as pipeline:
+    text = pipeline.generate([[3, 4, 5]], max_new_tokens=12, temperature=0)[0].token_ids
+    print(pipeline.backend.summary, text)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_runs_programs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one runs no eager forward before: it must ask for the processor's tiles by itself."""
+    if compiler.obstacle():
+        pytest.skip(str(compiler.obstacle()))
+    tiny_model(hidden_size=128, intermediate_size=256, num_hidden_layers=1).save_pretrained(tmp_path / "model")
+    said = []
+    for forward in ("compiled", "auto", "auto"):
+        environment = {**os.environ, "FASTLLM_COMPILED": str(tmp_path / "programs")}
+        command = [sys.executable, "-c", FRESH, str(tmp_path / "model"), forward]
+        ran = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        said.append(ran.stdout.splitlines()[-1])
+        time.sleep(RACY_NS / 1e9)  # what has just been written is not yet remembered
+    assert said[0].startswith("compiled")
+    assert said[1:] == said[:1] * 2

@@ -234,6 +234,7 @@ class LoadedProgram:
 
     def __init__(self, path: Path, weights: Sequence[Constant] = ()) -> None:
         """Load it, and map its weights. Raises RuntimeError if it does not fit this torch, or a file is not there."""
+        _ask_for_tiles()
         runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu
         self._mapped = constants.Mapped(weights, path.parent / constants.FOLDER)
         self._runner = runner(str(path), 1)
@@ -246,6 +247,15 @@ class LoadedProgram:
         """Call it: every argument contiguous, in the order of `Step.forward`. Caches are written in place."""
         answers: list[Tensor] = self._runner.run(arguments)
         return answers
+
+
+def _ask_for_tiles() -> None:
+    """A process must ask the system before it uses a processor's tiles, or it is killed; torch only does so by chance.
+
+    (The first product of oneDNN asks, and a process that runs programs alone may never come to one.)
+    """
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
 
 
 _loaded: WeakValueDictionary[Path, LoadedProgram] = WeakValueDictionary()
