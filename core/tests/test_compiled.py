@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -152,9 +153,9 @@ def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int, options: dict
             said.append(logits)
         found.append(torch.stack(said))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    names = [program.name for program in backend.taken]
-    assert [name.endswith("text" if batch == 1 else "texts") for name in names] == [True, True]
-    assert all(("4 sub-layers skipped, hidden states 2" in name) is bool(options) for name in names)
+    skipped = "4 sub-layers skipped, hidden states 2, " if options else ""
+    (program,) = backend.taken
+    assert program.name == f"tiny, {skipped}one row, {'one text' if batch == 1 else 'several texts'}"
 
 
 def test_skip_sets_have_programs_of_their_own(backend: Unrolled) -> None:
@@ -169,15 +170,15 @@ def test_skip_sets_have_programs_of_their_own(backend: Unrolled) -> None:
     assert [program.name for program in backend.taken] == ["tiny, 3 sub-layers skipped, one text"]
 
 
-def test_one_program_serves_prompts_and_rounds(backend: Unrolled) -> None:
+def test_few_programs_serve_prompts_and_rounds(backend: Unrolled) -> None:
     model = tiny_model()
     prompts = [(3, 4, 5, 6, 7, 8, 9), (5,), (9, 8, 7)]
     requests = [Request(prompt, max_new_tokens=12) for prompt in prompts]
     wanted = decode(make_engine(model), requests)
     assert decode(make_engine(model, backend=backend), requests) == wanted
     assert sorted(program.name for program in backend.taken) == [
+        "LlamaForCausalLM, one row, several texts",
         "LlamaForCausalLM, one text",
-        "LlamaForCausalLM, several texts",
     ]
     continuations = {prompt: [*prompt, *tokens] for prompt, tokens in zip(prompts, wanted, strict=True)}
 
@@ -246,8 +247,12 @@ def test_what_does_not_compile_runs_eagerly_and_says_why(
     model, requests = tiny_model(), [Request((3, 4, 5), max_new_tokens=4)]
     with caplog.at_level(logging.WARNING, logger="fastllm"):
         assert decode(make_engine(model, backend=backend), requests) == decode(make_engine(model), requests)
-    (record,) = caplog.records
-    assert "runs eagerly: Unsupported: data-dependent branching" in record.message
+    messages = [record.message for record in caplog.records]
+    assert [message.partition(" runs")[0] for message in messages] == [
+        "LlamaForCausalLM, one text",
+        "LlamaForCausalLM, one row, one text",
+    ]
+    assert all("runs eagerly: Unsupported: data-dependent branching" in message for message in messages)
     assert backend.summary == "eager"
 
 
@@ -398,6 +403,8 @@ def test_one_that_is_really_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     oracle = Oracle({(3, 4, 5, 6, 7): [3, 4, 5, 6, 7, *wanted[0]]}, lambda at: at % 4 == 0)
     assert decode(make_engine(model, backend=backend), requests) == wanted
     assert decode(make_engine(model, oracle, backend=backend), requests) == wanted
-    (program,) = {program.path: program for program in backend.taken}.values()
-    assert program.facts["difference"] < 1e-3
-    assert [path.suffix for path in sorted(backend.folder.folder.iterdir())] == [".json", ".lock", ".so"]
+    programs = {program.path: program for program in backend.taken}.values()
+    assert sorted(program.name.partition(", ")[2] for program in programs) == ["one row, one text", "one text"]
+    assert all(program.facts["difference"] < 1e-3 for program in programs)
+    suffixes = Counter(path.suffix for path in backend.folder.folder.iterdir())
+    assert [suffixes[each] for each in (".json", ".lock", ".so")] == [2, 2, 2]

@@ -55,10 +55,14 @@ class Batch:
     ends none; () is 0 for every row. A drafter that heeds them says so (`Drafter.heeds_thresholds`)."""
     lengths: tuple[int, ...] = field(init=False)
     """n of each row when the round began."""
+    root_positions: tuple[int, ...] = field(init=False)
+    """n - 1: `starts` on the host."""
 
     def __post_init__(self) -> None:
         """Freeze the lengths, since rows grow when the round is committed."""
-        object.__setattr__(self, "lengths", tuple(row.length for row in self.rows))
+        lengths = tuple([len(row.tokens) for row in self.rows])
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "root_positions", tuple([length - 1 for length in lengths]))
 
     def __len__(self) -> int:
         """B."""
@@ -77,7 +81,7 @@ class Batch:
     @cached_property
     def starts(self) -> Tensor:
         """int64[B]: the root's position, which is also its slot, n - 1."""
-        return torch.tensor([length - 1 for length in self.lengths], device=self.device)
+        return torch.tensor(self.root_positions, device=self.device)
 
     def uniforms(self, purpose: Purpose, count: int) -> Tensor:
         """Uniforms of this round alone, keyed by (seed, purpose, n, index): float64[B, count] in [0, 1).
