@@ -1,8 +1,8 @@
 """What a round costs outside its forwards, in microseconds of processor time.
 
-The forwards compute nothing here: they hand out answers that were made before, and say on the script's own clock that
-they took what `demo`'s do, so that a controller that looks at times decides as it would. They do read as much memory as
-their weights take, since after that a round's own code and data are as far away as they are in a run.
+The forwards compute nothing here: they hand out answers that were made before. But they read as much memory as their
+weights take, which is what a forward of a few rows is bound by: so they take about as long, and after that a round's
+own code and data are as far away as they are in a run.
 
 python core/benchmarks/round_cost.py --rows 1 4 16
 python core/benchmarks/round_cost.py --rows 1 --case auto --profile
@@ -37,28 +37,14 @@ CASES: dict[str, tuple[str, str]] = {
 USUAL, RARE = 5, 6
 EVERY = 10
 """The drafter always says the usual token; at every so many positions the target says another."""
-TARGET_MS, DRAFTER_MS, ROW_MS = 1.15, 0.3, 0.1
-"""What a forward of one row takes, and each row more."""
-
-
-class OwnTime:
-    """Processor time of this thread, and what forwards say they took."""
-
-    def __init__(self) -> None:
-        """Nothing has been said."""
-        self.said = 0.0
-
-    def perf_counter(self) -> float:
-        """Seconds."""
-        return time.thread_time() + self.said
 
 
 class FreeRunner:
     """Forwards whose answers are there already. Implements `Runner`."""
 
-    def __init__(self, network: Network, own_time: OwnTime, milliseconds: float, every: int) -> None:
-        """milliseconds: what a forward of one row is to take.  every: see `EVERY`; 0 is never."""
-        self.own_time, self.milliseconds, self.vocabulary = own_time, milliseconds, network.vocab_size
+    def __init__(self, network: Network, every: int) -> None:
+        """every: see `EVERY`; 0 is never."""
+        self.vocabulary = network.vocab_size
         self.weights = torch.zeros(sum(part.numel() for part in network.model.parameters()))
         self.usual = torch.full((1 << 14,), USUAL)
         if every:
@@ -70,7 +56,6 @@ class FreeRunner:
         self.weights.sum()
         rows = inputs.positions[:, -1:] if passage.last_logits_only else inputs.positions
         best = Best(self.usual[rows], torch.zeros(rows.shape, dtype=torch.bool))
-        self.own_time.said += (self.milliseconds + ROW_MS * (inputs.positions.shape[1] - 1)) / 1e3
         logits = self._logits_of(*rows.shape)
         behind = advanced(logits, inputs).next.of_tokens(best.tokens) if inputs.positions.shape[1] == 1 else None
         return Answer(logits, (), best, behind)
@@ -90,16 +75,16 @@ class FreeRunner:
         return self._logits[batch, rows]
 
 
-def pipeline_of(case: str, own_time: OwnTime, rows: int) -> Pipeline:
+def pipeline_of(case: str, rows: int) -> Pipeline:
     """`demo`, alone or with its drafter, without its forwards."""
     method, controller = CASES[case]
     settings = {"draft.controller": controller, "draft.length": 5, "engine.max_rows": rows, "forward": "eager"}
     made = fastllm_core.load("demo", method, device="cpu", dtype="float32", config=settings)
     network = made.engine.parts.network
-    network.runner = FreeRunner(network, own_time, TARGET_MS, EVERY)
+    network.runner = FreeRunner(network, EVERY)
     if made.drafter is not None:
         drafting = made.drafter.network  # type: ignore[attr-defined]
-        drafting.runner = FreeRunner(drafting, own_time, DRAFTER_MS, 0)
+        drafting.runner = FreeRunner(drafting, 0)
     return made
 
 
@@ -125,9 +110,7 @@ def microseconds(pipeline: Pipeline, rows: int, tokens: int) -> tuple[Mapping[st
 
 def measure(case: str, rows: int, tokens: int, repeats: int, profile: bool) -> None:
     """Print the best of some repeats."""
-    own_time = OwnTime()
-    clock.time = SimpleNamespace(perf_counter=own_time.perf_counter)  # type: ignore[assignment]
-    with pipeline_of(case, own_time, rows) as pipeline:
+    with pipeline_of(case, rows) as pipeline:
         microseconds(pipeline, rows, tokens)
         found = [microseconds(pipeline, rows, tokens) for _ in range(repeats)]
         spent, written = min(found, key=lambda one: sum(one[0].values()))
@@ -149,6 +132,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="where it goes, by function")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    clock.time = SimpleNamespace(perf_counter=time.thread_time)  # type: ignore[assignment]
     for case in options.case:
         for rows in options.rows:
             measure(case, rows, options.tokens, options.repeats, options.profile)

@@ -29,11 +29,12 @@ class Row:
     seed: int
     slot: int = -1
     """Its row in every cache; changes when another row leaves."""
+    prompt_length: int = field(init=False)
+    """Tokens of the prompt."""
 
-    @property
-    def prompt_length(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.request.prompt)
+    def __post_init__(self) -> None:
+        """Look once at what every round asks for."""
+        self.prompt_length = len(self.request.prompt)
 
     @property
     def length(self) -> int:

@@ -50,6 +50,17 @@ class Clock:
         """Drop the time since the last switch: nobody was working."""
         self._since = time.perf_counter()
 
+    def stop(self) -> float:
+        """Count the time until now; nobody is working. Returns all seconds so far."""
+        self.switch(self.current)
+        return sum(self.phases.values())
+
+    def of_rounds(self) -> tuple[float, float, float]:
+        """Seconds so far in drafting, in verifying, and in what else rounds do."""
+        self.switch(self.current)
+        phases = self.phases
+        return phases["draft"], phases["verify"], phases["accept"] + phases["rest"]
+
     def snapshot(self) -> tuple[dict[str, float], dict[str, float]]:
         """Seconds so far: per phase, and inside its forwards."""
         self.switch(self.current)

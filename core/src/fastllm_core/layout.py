@@ -27,7 +27,7 @@ def chain(tokens: Tensor, starts: Tensor | Sequence[int], extent: int, *, hidden
             return Inputs(entry, hidden, *_alone(starts[0], rows, extent, device), None)
         starts = torch.tensor(starts, device=device)
     positions = starts[:, None] if rows == 1 else starts[:, None] + counted(rows, device)
-    mask = counted(extent, device) <= positions[:, :, None]
+    mask = counted(extent, device) <= positions.unsqueeze(2)
     # Padding beyond the capacity shares the last slot, which nothing else uses; a single row is no padding.
     slots = positions if rows == 1 else positions.clamp(max=extent - 1)
     return Inputs(entry, hidden, positions, slots, mask, None)
@@ -40,7 +40,7 @@ def _alone(start: int, rows: int, extent: int, device: torch.device) -> tuple[Te
     if rows == 1:
         mask = _steps(extent, device).as_strided((1, 1, extent), (extent, extent, 1), extent - 1 - start)
         return positions, positions, mask
-    mask = counted(extent, device) <= positions[:, :, None]
+    mask = counted(extent, device) <= positions.unsqueeze(2)
     return positions, positions if start + rows <= extent else positions.clamp(max=extent - 1), mask
 
 

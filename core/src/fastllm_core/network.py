@@ -178,7 +178,7 @@ def following(inputs: Inputs, tokens: Tensor) -> Inputs:
 
 
 def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
-    """A function that runs in inference mode, which is entered only where it is not on yet: rounds are in it already."""
+    """A function that runs in inference mode, which is entered only where it is not on yet: in rounds it is."""
     guarded = torch.inference_mode()(function)
 
     @wraps(function)

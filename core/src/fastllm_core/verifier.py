@@ -59,7 +59,7 @@ class TargetVerifier:
             hidden_layers=self.hidden_layers,
         )
         assert outputs.logits is not None
-        self._behind = outputs.next and (tuple([length + 1 for length in batch.lengths]), outputs.next)
+        self._behind = None if outputs.next is None else (tuple([length + 1 for length in batch.lengths]), outputs.next)
         hidden = {layer: _front(states, width) for layer, states in outputs.hidden.items()}
         extra_logits = outputs.logits[:, width : width + extra] if extra else None
         logits, best = _front(outputs.logits, width), outputs.best
@@ -78,7 +78,7 @@ class TargetVerifier:
         hidden = None if draft.resume is None else _widened(draft.resume.hidden, rows)
         if rows == 1 and hidden is None:
             return self._roots(batch, extent)
-        tokens = torch.cat([batch.roots[:, None], draft.tokens], dim=1)
+        tokens = torch.cat([batch.roots.unsqueeze(1), draft.tokens], dim=1)
         if draft.parents is None and draft.extra is None:
             return layout.chain(_widened(tokens, rows), batch.root_positions, extent, hidden=hidden)
         sees = self._ancestors(draft)
@@ -103,8 +103,8 @@ class TargetVerifier:
             if lengths == batch.lengths and inputs.mask.shape[2] == extent and inputs.tokens is not None:
                 if inputs.tokens[:, 0].tolist() == [row.tokens[-1] for row in batch.rows]:
                     return inputs
-                return inputs.of_tokens(batch.roots[:, None])
-        return layout.chain(batch.roots[:, None], batch.root_positions, extent)
+                return inputs.of_tokens(batch.roots.unsqueeze(1))
+        return layout.chain(batch.roots.unsqueeze(1), batch.root_positions, extent)
 
     def _ancestors(self, draft: Draft) -> Tensor:
         """bool[B, W, W]: which rows are on the path to each. A tree handed over again is not looked at again."""
