@@ -24,6 +24,7 @@ from fastllm_core.batch import Row
 from fastllm_core.cache import SlotCache
 from fastllm_core.compiled import Compiled
 from fastllm_core.config import config_from
+from fastllm_core.controls import Controls
 from fastllm_core.device import select_device
 from fastllm_core.errors import ConfigError, UnsupportedModel
 from fastllm_core.graphs import Graphs
@@ -31,13 +32,14 @@ from fastllm_core.layout import ancestors, chain, tree
 from fastllm_core.models import LoadedModel
 from fastllm_core.network import EagerRunner, Network, Passage
 from fastllm_core.programs import ProgramFolder
-from fastllm_core.request import Request
+from fastllm_core.request import Request, SamplingParams
 from fastllm_core.step import Form, Sizes, Step
 from fastllm_core.testing import tiny_model
 from fastllm_core.testing.drafters import Branching, Oracle
 from fastllm_core.testing.engines import decode, make_engine
 from fastllm_core.testing.families import family
 from fastllm_core.testing.unrolled import Unrolled, UnrolledProgram
+from fastllm_core.ties import best_of
 
 FAMILIES = (
     "llama",
@@ -156,6 +158,64 @@ def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int, options: dict
     skipped = "4 sub-layers skipped, hidden states 2, " if options else ""
     (program,) = backend.taken
     assert program.name == f"tiny, {skipped}one row, {'one text' if batch == 1 else 'several texts'}"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_row_says_what_is_best_and_what_follows(backend: Unrolled, batch: int, tied: bool) -> None:
+    model = tiny_model("llama")
+    if tied:
+        with torch.no_grad():  # tokens 0 and 1, 2 and 3, ... have the same logit
+            weights = model.get_output_embeddings().weight
+            weights[1::2] = weights[::2]
+    network, inputs = network_of(model), rows_of(batch, 1, "chain")
+    with torch.inference_mode():
+        layers = filled(network, batch).layers(slice(0, batch), EXTENT)
+        given = backend.runner(network).forward(network.whole, inputs, layers)
+        wanted = network.eager(network.whole, inputs, filled(network, batch).layers(slice(0, batch), EXTENT)).logits
+    assert wanted is not None
+    torch.testing.assert_close(given.logits, wanted, rtol=1e-4, atol=1e-4)
+    best = best_of(wanted, torch.float32)
+    assert given.best is not None
+    assert torch.equal(given.best.tokens, best.tokens)
+    assert given.best.close.tolist() == best.close.tolist() == [[tied]] * batch
+    assert given.next is not None
+    behind = chain(best.tokens, torch.arange(11, 11 + batch), EXTENT)
+    for part in ("tokens", "positions", "slots", "mask"):
+        assert torch.equal(getattr(given.next, part), getattr(behind, part))
+
+
+def test_part_of_a_network_runs_one_row_twice(backend: Unrolled) -> None:
+    """Part of the layers, or hidden states that enter, have no program of one row."""
+    network, inputs = network_of(tiny_model("llama")), rows_of(1, 1, "chain")
+    network.runner = backend.runner(network)
+    layers = filled(network, 1).layers(slice(0, 1), EXTENT)
+    lower = network.forward(inputs, layers, stop=2)
+    upper = network.forward(chain(inputs.tokens, [10], EXTENT, hidden=lower.hidden[2]), layers, start=2)
+    assert lower.hidden[2].shape == (1, 1, network.hidden_size)
+    whole = network.forward(inputs, layers)
+    torch.testing.assert_close(upper.logits, whole.logits, rtol=1e-4, atol=1e-4)
+    assert [program.name for program in backend.taken] == [
+        "tiny, layers 0 to 1, hidden states 2, one text",
+        "tiny, layers 2 to 3, one text",
+        "tiny, one row, one text",
+    ]
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_rows_that_join_and_leave_write_what_they_write_eagerly(backend: Unrolled, every: int) -> None:
+    """Greedy, drawn, with penalties, ended by a token: what one plain round hands on fits not every next one."""
+    model = tiny_model(sharpness=2.0)
+    requests = [
+        Request((3, 4, 5), 9),
+        Request((9, 8), 14, SamplingParams(temperature=1.0), seed=3),
+        Request((3, 4, 5), 12, controls=Controls(repetition_penalty=1.7)),
+        Request((7,), 4),
+        Request((3, 4), 20, eos_token_ids=frozenset(range(0, 64, 5))),
+        Request((6, 6, 6), 11),
+    ]
+    wanted = decode(make_engine(model, max_rows=3), requests, every=every)
+    assert decode(make_engine(model, max_rows=3, backend=backend), requests, every=every) == wanted
 
 
 def test_skip_sets_have_programs_of_their_own(backend: Unrolled) -> None:

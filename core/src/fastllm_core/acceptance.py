@@ -16,7 +16,7 @@ import torch
 
 from .protocols import Verdict
 from .sampling import draw
-from .verdicts import chain_verdict, of_tokens, real, row_of, sum_to_root, tree_verdict
+from .verdicts import HostVerdict, chain_verdict, of_tokens, real, row_of, sum_to_root, tree_verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,16 +167,13 @@ def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
 
 def _match_chain_on_host(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
     """The same number by number: behind a forward each kind of tensor operation costs a processor 10 to 20 us."""
-    accepted, paths, committed = [], [], []
+    committed = []
     for drafted, length, chosen in zip(tokens.tolist(), lengths.tolist(), choices.tolist(), strict=True):
         kept = 0
         while kept < length and drafted[kept] == chosen[kept]:
             kept += 1
-        missing = [-1] * (len(drafted) - kept)
-        accepted.append(kept)
-        paths.append([*range(kept), *missing])
-        committed.append([*chosen[: kept + 1], *missing])
-    return Verdict(torch.tensor(accepted), torch.tensor(paths), torch.tensor(committed))
+        committed.append(chosen[: kept + 1])
+    return HostVerdict(committed, tokens.shape[1])
 
 
 def _match_tree(tokens: Tensor, lengths: Tensor, parents: Tensor, choices: Tensor) -> Verdict:

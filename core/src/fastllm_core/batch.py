@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from .layout import numbers
 from .randomness import Purpose, uniforms
 from .sampling import Sampling
 
@@ -76,13 +77,13 @@ class Batch:
 
     @cached_property
     def roots(self) -> Tensor:
-        """int64[B]: the last committed token of each row."""
-        return torch.tensor([row.tokens[-1] for row in self.rows], device=self.device)
+        """int64[B]: the last committed token of each row; not to be written to, like all that is handed around."""
+        return numbers([row.tokens[-1] for row in self.rows], self.device)
 
     @cached_property
     def starts(self) -> Tensor:
         """int64[B]: the root's position, which is also its slot, n - 1."""
-        return torch.tensor(self.root_positions, device=self.device)
+        return numbers(self.root_positions, self.device)
 
     def uniforms(self, purpose: Purpose, count: int) -> Tensor:
         """Uniforms of this round alone, keyed by (seed, purpose, n, index): float64[B, count] in [0, 1).

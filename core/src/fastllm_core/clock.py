@@ -26,6 +26,7 @@ class Clock:
         self.forward_since = 0.0
         """When the forward that is under way began."""
         self._since = time.perf_counter()
+        self._forward = Forward(self)
 
     def phase(self, name: str) -> Phase:
         """Attribute the block's time to a phase; an inner phase takes its time away from the outer one."""
@@ -33,7 +34,7 @@ class Clock:
 
     def forward(self) -> Forward:
         """Count the block as a model forward of the current phase."""
-        return Forward(self)
+        return self._forward
 
     @contextmanager
     def paused(self) -> Iterator[None]:

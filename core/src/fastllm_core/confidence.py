@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .layout import numbers
+
 if TYPE_CHECKING:
     from .batch import Batch
 
@@ -55,4 +57,4 @@ class Confidence:
     @property
     def lengths(self) -> Tensor:
         """int64[B]: `Draft.lengths`."""
-        return torch.tensor(self._ends, device=self.batch.device)
+        return numbers(self._ends, self.batch.device)

@@ -183,12 +183,13 @@ class Recent:
     def __init__(self) -> None:
         """No time is known yet."""
         self.times: deque[float] = deque(maxlen=9)
-        self.best = 0.0
+        self.best = float("inf")
 
-    def add(self, seconds: float) -> None:
-        """One more, for which the oldest may go."""
+    def add(self, seconds: float) -> bool:
+        """One more, for which the oldest may go. Returns whether another is the best now."""
         self.times.append(seconds)
-        self.best = min(self.times)
+        before, self.best = self.best, min(self.times)
+        return self.best != before
 
 
 class CostModel(Controller):
@@ -224,6 +225,7 @@ class CostModel(Controller):
         """By rows of the batch and length."""
         self._draft: dict[int, Recent] = defaultdict(Recent)
         self._rest: dict[int, Recent] = defaultdict(Recent)
+        self._rounds: dict[int, dict[int, float]] = defaultdict(dict)
         self._since_plain = 0
         self._since_probe = 0
         self._probe_after = self.FIRST_PROBE
@@ -254,15 +256,21 @@ class CostModel(Controller):
 
         rates: of acceptance, for each row.
         """
-        batch = len(rates)
         tokens = sum([expected_tokens(rate, length) for rate in rates])
-        draft = self._draft[batch].best * length if length else 0.0
-        return tokens / (self._verify_seconds(batch, length) + draft + self._rest[batch].best)
+        return tokens / self._seconds(len(rates), length)
 
     def acceptance(self, row: int) -> float:
         """The row's rate of acceptance, 0..1."""
         accepted, tested = self._acceptance.get(row, self.PRIOR)
         return accepted / tested
+
+    def _seconds(self, batch: int, length: int) -> float:
+        """What a round takes, kept until one of its times changes."""
+        known = self._rounds[batch]
+        if length not in known:
+            draft = self._draft[batch].best * length if length else 0.0
+            known[length] = self._verify_seconds(batch, length) + draft + self._rest[batch].best
+        return known[length]
 
     def _verify_seconds(self, batch: int, length: int) -> float:
         """Measured, or interpolated between the measured lengths around it."""
@@ -279,10 +287,12 @@ class CostModel(Controller):
     def observe(self, round_: Round) -> None:
         """Learn the round's times and what was accepted."""
         batch, length = len(round_.rows), max(round_.drafted)
-        self._verify[batch][length].add(round_.verify_seconds)
-        self._rest[batch].add(round_.rest_seconds)
+        changed = self._verify[batch][length].add(round_.verify_seconds)
+        changed |= self._rest[batch].add(round_.rest_seconds)
         if length:
-            self._draft[batch].add(round_.draft_seconds / length)
+            changed |= self._draft[batch].add(round_.draft_seconds / length)
+        if changed:
+            self._rounds[batch].clear()
         self._since_plain = self._since_plain + 1 if length else 0
         self._since_probe = 0 if length else self._since_probe + 1
         for row, drafted, accepted in zip(round_.rows, round_.drafted, round_.accepted, strict=True):

@@ -39,6 +39,7 @@ from .sampling import truncated
 from .slots import Slots
 from .steering import Steering
 from .ties import best_of, of_committed
+from .verdicts import HostVerdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -305,6 +306,9 @@ class Engine:
     ) -> tuple[list[int], list[list[int]], list[list[bool]]]:
         """What was decided, on the host: tokens that each row drafted, those that it commits, and near-ties."""
         verdict, ties = decision.verdict, self._ties(batch, draft, decision.scores, decision.verdict)
+        if isinstance(verdict, HostVerdict):
+            drafted, near = on_host(draft.lengths, ties)
+            return drafted, verdict.committed, near
         if not draft.width:
             tokens, near = on_host(verdict.tokens, ties)
             return [0] * len(batch), tokens, near

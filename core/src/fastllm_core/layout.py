@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from .network import Inputs
+
+LINE: Final = 1 << 18
+"""More than there are tokens in a vocabulary, or positions in most texts."""
 
 
 def chain(tokens: Tensor, starts: Tensor | Sequence[int], extent: int, *, hidden: Tensor | None = None) -> Inputs:
@@ -25,7 +29,7 @@ def chain(tokens: Tensor, starts: Tensor | Sequence[int], extent: int, *, hidden
     if not isinstance(starts, Tensor):
         if len(starts) == 1:
             return Inputs(entry, hidden, *_alone(starts[0], rows, extent, device), None)
-        starts = torch.tensor(starts, device=device)
+        starts = numbers(starts, device)
     positions = starts[:, None] if rows == 1 else starts[:, None] + counted(rows, device)
     mask = counted(extent, device) <= positions.unsqueeze(2)
     # Padding beyond the capacity shares the last slot, which nothing else uses; a single row is no padding.
@@ -49,6 +53,16 @@ def counted(count: int, device: torch.device) -> Tensor:
     """int64[count]: 0, 1, 2, ... Made once: a few of them are in every round, where each operation shows."""
     with torch.inference_mode(False):
         return torch.arange(count, device=device)
+
+
+def numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    """int64[B]: some numbers. A single one is a view of the line of all numbers, and so not to be written to.
+
+    Making a tensor takes a processor 20 us behind a forward, and a GPU has to be waited for.
+    """
+    if len(values) == 1 and 0 <= values[0] < LINE:
+        return counted(LINE, device).as_strided((1,), (1,), values[0])
+    return torch.tensor(values, device=device)
 
 
 @lru_cache(maxsize=64)

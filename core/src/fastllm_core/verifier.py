@@ -60,12 +60,13 @@ class TargetVerifier:
         )
         assert outputs.logits is not None
         self._behind = None if outputs.next is None else (tuple([length + 1 for length in batch.lengths]), outputs.next)
-        hidden = {layer: _front(states, width) for layer, states in outputs.hidden.items()}
-        extra_logits = outputs.logits[:, width : width + extra] if extra else None
-        logits, best = _front(outputs.logits, width), outputs.best
-        if best is not None:
-            best = Best(_front(best.tokens, width), _front(best.close, width))
-        elif batch.sampling.greedy:
+        logits, hidden, best, extra_logits = outputs.logits, outputs.hidden, outputs.best, None
+        if rows > width:
+            extra_logits = logits[:, width : width + extra] if extra else None
+            logits = logits[:, :width]
+            hidden = {layer: states[:, :width] for layer, states in hidden.items()}
+            best = best and Best(best.tokens[:, :width], best.close[:, :width])
+        if best is None and batch.sampling.greedy:
             best = best_of(logits, self.network.dtype)
         return Scores(logits, hidden, extra_logits, best, resumed=draft.resume is not None)
 
@@ -113,11 +114,6 @@ class TargetVerifier:
         if self._seen is None or self._seen[0] is not draft.parents:
             self._seen = draft.parents, layout.ancestors(draft.parents)
         return self._seen[1]
-
-
-def _front(rows: Tensor, width: int) -> Tensor:
-    """The first rows, without a view where there are no others."""
-    return rows if rows.shape[1] == width else rows[:, :width]
 
 
 def _widened(rows: Tensor, width: int) -> Tensor:

@@ -19,7 +19,6 @@ from fastllm_core import (
     Context,
     Draft,
     Drafter,
-    Inputs,
     Proposal,
     Purpose,
     Row,
@@ -78,7 +77,10 @@ class DraftModel(Drafter):
         probs: list[Tensor] = []
         for step in range(count):
             if step:
-                said = self._next(batch, said.next, tokens[-1], layers)
+                behind = said.next
+                if tokens[-1] is not behind.tokens:  # drawn, or of another device or vocabulary
+                    behind = behind.of_tokens(tokens[-1].to(self.network.device))
+                said = self._fitted(self.network.advance(behind, layers), batch)
             if uniforms is None:
                 tokens.append(said.likely)
             else:
@@ -92,12 +94,6 @@ class DraftModel(Drafter):
 
     def _layers(self, batch: Batch, extent: int) -> Sequence[tuple[Tensor, Tensor]]:
         return self.cache.layers(slice(0, len(batch)), extent)
-
-    def _next(self, batch: Batch, row: Inputs, tokens: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Advance:
-        """Read each text's last draft, int64[B, 1], whose row is `row` if it was the most likely token."""
-        if tokens is not row.tokens:
-            row = row.of_tokens(tokens.to(self.network.device))
-        return self._fitted(self.network.advance(row, layers), batch)
 
     def _draws(self, batch: Batch) -> bool:
         """Whether drafts are drawn, rather than the most likely token taken."""
@@ -117,9 +113,8 @@ class DraftModel(Drafter):
                 self._read(row, have, row.length - at_once)
             behind = behind or have < row.length - 1
         count = 2 if behind and at_once == 2 else 1
-        known = [self._known(row.tokens[-count:]) for row in batch.rows]
         starts = [place + 1 - count for place in batch.root_positions]
-        inputs = chain(torch.tensor(known, device=self.network.device), starts, extent)
+        inputs = chain(self._last(batch, count), starts, extent)
         layers = self._layers(batch, extent)
         if count == 1:
             return self._fitted(self.network.advance(inputs, layers), batch)
@@ -128,6 +123,13 @@ class DraftModel(Drafter):
         likely = outputs.logits.max(-1).indices if outputs.best is None else outputs.best.tokens
         following = chain(likely, [place + 1 for place in batch.root_positions], extent)
         return self._fitted(Advance(outputs.logits[:, 0], likely, following), batch)
+
+    def _last(self, batch: Batch, count: int) -> Tensor:
+        """int64[B, count]: the last tokens of every row, on the drafter's device."""
+        if count == 1 and self._fits:
+            return batch.roots.unsqueeze(1)
+        known = [self._known(row.tokens[-count:]) for row in batch.rows]
+        return torch.tensor(known, device=self.network.device)
 
     def _read(self, row: Row, start: int, stop: int) -> None:
         """Read some of a row's tokens into the cache."""
