@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastllm_core import acceptance
 from fastllm_core.acceptance import match, reject_block, reject_chain, reject_tree
 from fastllm_core.protocols import Verdict
 from fastllm_core.sampling import draw
 from fastllm_core.testing.laws import LOPSIDED, Context, Law, Table, always, committed, grid, is_law_of, law_of, varied
-from fastllm_core.verdicts import depths
+from fastllm_core.verdicts import HostVerdict, depths
 
 Drafts = Iterable[tuple[Sequence[int], float]]
 """Drafted tokens and the probability that the drafter makes them."""
@@ -318,3 +319,21 @@ def test_wrong_arg_max_draft_with_soft_q() -> None:
     one_hot = always(1.0, 0.0, 0.0)
     right = law_over(p, verdicts(reject_chain, arg_max, (-1,), (p, one_hot), (grid(10, 10), (0,))), 1)
     assert is_law_of(p, right)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_chain_is_matched_alike_on_the_host_and_by_tensors(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 2, (8, 4), generator=draws)
+    lengths = torch.randint(0, 5, (8,), generator=draws)
+    choices = torch.randint(0, 2, (8, 5), generator=draws)
+    mine = match(tokens, lengths, None, choices)
+    assert isinstance(mine, HostVerdict)
+    monkeypatch.setattr(acceptance, "_FEW", 0)
+    theirs = match(tokens, lengths, None, choices)
+    assert not isinstance(theirs, HostVerdict)
+    for part in ("accepted", "path", "tokens"):
+        assert torch.equal(getattr(mine, part), getattr(theirs, part))
+    assert mine.committed == [
+        line[: kept + 1] for line, kept in zip(theirs.tokens.tolist(), theirs.accepted, strict=True)
+    ]

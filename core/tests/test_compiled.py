@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from fastllm_core.batch import Row
 from fastllm_core.cache import SlotCache
 from fastllm_core.compiled import Compiled
 from fastllm_core.config import config_from
+from fastllm_core.constants import files
+from fastllm_core.controls import Controls
 from fastllm_core.device import select_device
 from fastllm_core.digests import RACY_NS
 from fastllm_core.errors import ConfigError, UnsupportedModel
@@ -34,13 +37,14 @@ from fastllm_core.layout import ancestors, chain, tree
 from fastllm_core.models import LoadedModel
 from fastllm_core.network import EagerRunner, Network, Passage
 from fastllm_core.programs import ProgramFolder
-from fastllm_core.request import Request
+from fastllm_core.request import Request, SamplingParams
 from fastllm_core.step import Form, Sizes, Step
 from fastllm_core.testing import tiny_model
 from fastllm_core.testing.drafters import Branching, Oracle
 from fastllm_core.testing.engines import decode, make_engine
 from fastllm_core.testing.families import family
 from fastllm_core.testing.unrolled import Unrolled, UnrolledProgram
+from fastllm_core.ties import best_of
 
 FAMILIES = (
     "llama",
@@ -156,9 +160,67 @@ def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int, options: dict
             said.append(logits)
         found.append(torch.stack(said))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    names = [program.name for program in backend.taken]
-    assert [name.endswith("text" if batch == 1 else "texts") for name in names] == [True, True]
-    assert all(("4 sub-layers skipped, hidden states 2" in name) is bool(options) for name in names)
+    skipped = "4 sub-layers skipped, hidden states 2, " if options else ""
+    (program,) = backend.taken
+    assert program.name == f"tiny, {skipped}one row, {'one text' if batch == 1 else 'several texts'}"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_row_says_what_is_best_and_what_follows(backend: Unrolled, batch: int, tied: bool) -> None:
+    model = tiny_model("llama")
+    if tied:
+        with torch.no_grad():  # tokens 0 and 1, 2 and 3, ... have the same logit
+            weights = model.get_output_embeddings().weight
+            weights[1::2] = weights[::2]
+    network, inputs = network_of(model), rows_of(batch, 1, "chain")
+    with torch.inference_mode():
+        layers = filled(network, batch).layers(slice(0, batch), EXTENT)
+        given = backend.runner(network).forward(network.whole, inputs, layers)
+        wanted = network.eager(network.whole, inputs, filled(network, batch).layers(slice(0, batch), EXTENT)).logits
+    assert wanted is not None
+    torch.testing.assert_close(given.logits, wanted, rtol=1e-4, atol=1e-4)
+    best = best_of(wanted, torch.float32)
+    assert given.best is not None
+    assert torch.equal(given.best.tokens, best.tokens)
+    assert given.best.close.tolist() == best.close.tolist() == [[tied]] * batch
+    assert given.next is not None
+    behind = chain(best.tokens, torch.arange(11, 11 + batch), EXTENT)
+    for part in ("tokens", "positions", "slots", "mask"):
+        assert torch.equal(getattr(given.next, part), getattr(behind, part))
+
+
+def test_part_of_a_network_runs_one_row_twice(backend: Unrolled) -> None:
+    """Part of the layers, or hidden states that enter, have no program of one row."""
+    network, inputs = network_of(tiny_model("llama")), rows_of(1, 1, "chain")
+    network.runner = backend.runner(network)
+    layers = filled(network, 1).layers(slice(0, 1), EXTENT)
+    lower = network.forward(inputs, layers, stop=2)
+    upper = network.forward(chain(inputs.tokens, [10], EXTENT, hidden=lower.hidden[2]), layers, start=2)
+    assert lower.hidden[2].shape == (1, 1, network.hidden_size)
+    whole = network.forward(inputs, layers)
+    torch.testing.assert_close(upper.logits, whole.logits, rtol=1e-4, atol=1e-4)
+    assert [program.name for program in backend.taken] == [
+        "tiny, layers 0 to 1, hidden states 2, one text",
+        "tiny, layers 2 to 3, one text",
+        "tiny, one row, one text",
+    ]
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_rows_that_join_and_leave_write_what_they_write_eagerly(backend: Unrolled, every: int) -> None:
+    """Greedy, drawn, with penalties, ended by a token: what one plain round hands on fits not every next one."""
+    model = tiny_model(sharpness=2.0)
+    requests = [
+        Request((3, 4, 5), 9),
+        Request((9, 8), 14, SamplingParams(temperature=1.0), seed=3),
+        Request((3, 4, 5), 12, controls=Controls(repetition_penalty=1.7)),
+        Request((7,), 4),
+        Request((3, 4), 20, eos_token_ids=frozenset(range(0, 64, 5))),
+        Request((6, 6, 6), 11),
+    ]
+    wanted = decode(make_engine(model, max_rows=3), requests, every=every)
+    assert decode(make_engine(model, max_rows=3, backend=backend), requests, every=every) == wanted
 
 
 def test_skip_sets_have_programs_of_their_own(backend: Unrolled) -> None:
@@ -173,15 +235,15 @@ def test_skip_sets_have_programs_of_their_own(backend: Unrolled) -> None:
     assert [program.name for program in backend.taken] == ["tiny, 3 sub-layers skipped, one text"]
 
 
-def test_one_program_serves_prompts_and_rounds(backend: Unrolled) -> None:
+def test_few_programs_serve_prompts_and_rounds(backend: Unrolled) -> None:
     model = tiny_model()
     prompts = [(3, 4, 5, 6, 7, 8, 9), (5,), (9, 8, 7)]
     requests = [Request(prompt, max_new_tokens=12) for prompt in prompts]
     wanted = decode(make_engine(model), requests)
     assert decode(make_engine(model, backend=backend), requests) == wanted
     assert sorted(program.name for program in backend.taken) == [
+        "LlamaForCausalLM, one row, several texts",
         "LlamaForCausalLM, one text",
-        "LlamaForCausalLM, several texts",
     ]
     continuations = {prompt: [*prompt, *tokens] for prompt, tokens in zip(prompts, wanted, strict=True)}
 
@@ -250,8 +312,12 @@ def test_what_does_not_compile_runs_eagerly_and_says_why(
     model, requests = tiny_model(), [Request((3, 4, 5), max_new_tokens=4)]
     with caplog.at_level(logging.WARNING, logger="fastllm"):
         assert decode(make_engine(model, backend=backend), requests) == decode(make_engine(model), requests)
-    (record,) = caplog.records
-    assert "runs eagerly: Unsupported: data-dependent branching" in record.message
+    messages = [record.message for record in caplog.records]
+    assert [message.partition(" runs")[0] for message in messages] == [
+        "LlamaForCausalLM, one text",
+        "LlamaForCausalLM, one row, one text",
+    ]
+    assert all("runs eagerly: Unsupported: data-dependent branching" in message for message in messages)
     assert backend.summary == "eager"
 
 
@@ -402,12 +468,15 @@ def test_one_that_is_really_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     oracle = Oracle({(3, 4, 5, 6, 7): [3, 4, 5, 6, 7, *wanted[0]]}, lambda at: at % 4 == 0)
     assert decode(make_engine(model, backend=backend), requests) == wanted
     assert decode(make_engine(model, oracle, backend=backend), requests) == wanted
-    (program,) = {program.path: program for program in backend.taken}.values()
-    assert program.facts["difference"] < 1e-3
-    left = {path.suffix or path.name for path in backend.folder.folder.iterdir()}
-    assert left == {".json", ".lock", ".so", "constants"}, "what the compiler left is gone"
-    assert program.weights, "the weights are not in the library"
-    assert {tuple(weight.shape) for weight in program.weights} >= {(32,)}, "norms among them"
+    programs = {program.path: program for program in backend.taken}.values()
+    assert sorted(program.name.partition(", ")[2] for program in programs) == ["one row, one text", "one text"]
+    assert all(program.facts["difference"] < 1e-3 for program in programs)
+    left = Counter(path.suffix or path.name for path in backend.folder.folder.iterdir())
+    left.pop(".jsonl", None)  # hashes of files that are old enough
+    assert left == {".json": 2, ".lock": 3, ".so": 2, "constants": 1}, "what the compiler left is gone"
+    one, other = (files(program.weights) for program in programs)
+    assert one, "the weights are not in the library"
+    assert one.keys() & other.keys(), "the two share some"
 
 
 FRESH = """

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastllm_core.layout import ancestors, chain, tree
+from fastllm_core.layout import LINE, ancestors, chain, numbers, tree
 
 EXTENT = 24
 
@@ -43,6 +43,25 @@ def test_a_chain_sees_what_came_before(rows: int) -> None:
         assert inputs.positions[b].tolist() == inputs.slots[b].tolist() == list(range(start, start + rows))
         for r in range(rows):
             assert seen(inputs.mask[b, r]) == set(range(start + r + 1))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("starts", [[0], [9], [EXTENT - 1], [0, 3, 17]])
+def test_starts_on_the_host_say_the_same(rows: int, starts: list[int]) -> None:
+    """With padding beyond the extent, too."""
+    tokens = torch.arange(len(starts) * rows).reshape(len(starts), rows)
+    mine, theirs = chain(tokens, starts, EXTENT), chain(tokens, torch.tensor(starts), EXTENT)
+    assert mine.tokens is tokens
+    for part in ("positions", "slots", "mask"):
+        assert torch.equal(getattr(mine, part), getattr(theirs, part))
+        assert getattr(mine, part).is_contiguous()
+
+
+@pytest.mark.parametrize("values", [[0], [5], [LINE - 1], [LINE], [-1], [3, 1 << 40]])
+def test_numbers_are_what_they_are(values: list[int]) -> None:
+    made = numbers(values, torch.device("cpu"))
+    assert made.tolist() == values
+    assert made.dtype == torch.long
 
 
 def test_padding_beyond_the_extent_shares_the_last_slot() -> None:

@@ -132,9 +132,9 @@ def test_a_slow_reader_of_events_costs_no_phase() -> None:
 def test_nodes_by_level() -> None:
     lengths = torch.tensor([3, 0, 5])
     tokens = torch.zeros(3, 5, dtype=torch.long)
-    assert nodes_by_level(Draft(tokens, lengths), [3, 0, 5]) == [[1] * 3, [], [1] * 5]
+    assert nodes_by_level(Draft(tokens, lengths), [3, 0, 5]) == [(1,) * 3, (), (1,) * 5]
     parents = torch.tensor([[-1, -1, 0, -1, -1], [-1] * 5, [-1, 0, 0, 2, -1]])
-    assert nodes_by_level(Draft(tokens, lengths, parents), [3, 0, 5]) == [[2, 1], [], [2, 2, 1]]
+    assert nodes_by_level(Draft(tokens, lengths, parents), [3, 0, 5]) == [(2, 1), (), (2, 2, 1)]
 
 
 def test_counting_and_figures() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,10 +19,12 @@ from fastllm_core.layout import ancestors, chain, tree
 from fastllm_core.models import LoadedModel
 from fastllm_core.network import Inputs, Network, Outputs
 from fastllm_core.prefill import read
+from fastllm_core.programs import ProgramFolder
 from fastllm_core.protocols import Draft, ExtraRows, Resume
 from fastllm_core.request import Request
 from fastllm_core.sampling import Sampling
 from fastllm_core.testing import tiny_model
+from fastllm_core.testing.unrolled import Unrolled
 from fastllm_core.verifier import TargetVerifier, round_widths
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -351,3 +354,80 @@ def test_chain_reference() -> None:
     out = setting.network.forward(chain(ids, torch.tensor([0]), 16), setting.cache.layers(slice(0, 1), 16))
     assert out.logits is not None
     assert close(out.logits[0, -1], setting.truth(0, []))
+
+
+PARTS = ("tokens", "positions", "slots", "mask")
+
+
+def handing_on(tmp_path: Path, lengths: tuple[int, ...] = LENGTHS) -> tuple[Setting, Inputs]:
+    """Rows behind a plain round of a back end that hands on the next row, which was the most likely one everywhere."""
+    setting = Setting(lengths=lengths)
+    setting.network.runner = Unrolled(ProgramFolder(tmp_path / "programs"), compiles=True).runner(setting.network)
+    scores = setting.verifier.score(setting.batch, chain_draft(some_tokens(0, rows=len(lengths))))
+    for row, token in zip(setting.batch.rows, scores.likely[:, 0].tolist(), strict=True):
+        row.tokens.append(token)
+    assert setting.network.answer.next is not None
+    return setting, setting.network.answer.next
+
+
+def plain(setting: Setting, rows: tuple[Row, ...]) -> Tensor:
+    """Score the roots of some rows; returns what the target says behind them: float[B, V]."""
+    batch = Batch(rows, (0,) * len(rows), setting.batch.device, setting.batch.sampling)
+    logits = setting.verifier.score(batch, chain_draft(some_tokens(0, rows=len(rows)))).logits[:, 0]
+    extent = setting.cache.extent(max(row.length for row in rows))
+    wanted = chain(batch.roots[:, None], batch.starts, extent)
+    for part in PARTS:
+        assert torch.equal(getattr(setting.network.asked, part), getattr(wanted, part)), part
+    return logits
+
+
+def test_a_plain_round_takes_the_row_that_the_last_one_handed_on(tmp_path: Path) -> None:
+    setting, behind = handing_on(tmp_path)
+    for _ in range(2):
+        logits = plain(setting, setting.batch.rows)
+        assert setting.network.asked is behind
+        for index, row in enumerate(setting.batch.rows):
+            assert close(logits[index], setting.truth(index, []))
+            row.tokens.append(int(logits[index].argmax()))
+        assert setting.network.answer.next is not None
+        behind = setting.network.answer.next
+
+
+def test_a_token_that_was_not_the_likely_one_takes_its_place_alone(tmp_path: Path) -> None:
+    setting, behind = handing_on(tmp_path)
+    setting.batch.rows[1].tokens[-1] += 1
+    logits = plain(setting, setting.batch.rows)
+    assert setting.network.asked.mask is behind.mask
+    assert close(logits[1], setting.truth(1, []))
+
+
+@pytest.mark.parametrize("change", ["one left", "two changed places", "one went on", "one joined", "a row of 9 tokens"])
+def test_a_row_is_not_handed_on_to_others(tmp_path: Path, change: str) -> None:
+    setting, behind = handing_on(tmp_path, (13, 9, 13) if "places" in change else LENGTHS)
+    first, second, third = setting.batch.rows
+    stranger = Row(9, Request((7,) * 9, 9), [7] * 9, seed=0)
+    rows = {
+        "one left": (first, second),
+        "two changed places": (third, second, first),
+        "one went on": (first, second, third),
+        "one joined": (first, second, third, stranger),
+        "a row of 9 tokens": (first, stranger, third),
+    }[change]
+    if change == "one went on":
+        third.tokens.append(3)
+    plain(setting, rows)
+    assert setting.network.asked is not behind
+
+
+def test_nothing_is_handed_on_over_a_draft_or_into_a_larger_extent(tmp_path: Path) -> None:
+    setting, _ = handing_on(tmp_path, (16,))
+    assert setting.network.asked.mask.shape[2] == 16
+    plain(setting, setting.batch.rows)
+    assert setting.network.asked.mask.shape[2] == 32
+    (row,) = setting.batch.rows
+    row.tokens.append(5)
+    batch = Batch((row,), (2,), setting.batch.device, setting.batch.sampling)
+    setting.verifier.score(batch, chain_draft(some_tokens(2, rows=1)))
+    assert setting.network.answer.next is None
+    row.tokens.append(6)
+    plain(setting, setting.batch.rows)

@@ -16,13 +16,15 @@ import torch
 
 from .protocols import Verdict
 from .sampling import draw
-from .verdicts import chain_verdict, of_tokens, real, row_of, sum_to_root, tree_verdict
+from .verdicts import HostVerdict, chain_verdict, of_tokens, real, row_of, sum_to_root, tree_verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _NOTHING_LEFT: Final = 1e-12
 """A residual below this is the rounding of p = q, not a distribution."""
+_FEW: Final = 512
+"""Tokens that are compared sooner one by one than by tensor operations, where no device is waited for."""
 
 
 def match(tokens: Tensor, lengths: Tensor, parents: Tensor | None, choices: Tensor) -> Verdict:
@@ -152,6 +154,8 @@ def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
     count = tokens.shape[1]
     if not count:
         return Verdict(lengths, tokens, choices)
+    if tokens.device.type == "cpu" and tokens.numel() <= _FEW:
+        return _match_chain_on_host(tokens, lengths, choices)
     row = torch.arange(count + 1, device=tokens.device)
     node = row[:count]
     hits = (tokens == choices[:, :count]) & (node < lengths[:, None])
@@ -159,6 +163,17 @@ def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
     last = accepted[:, None]
     # What was kept equals what was chosen, so the choices are the committed tokens.
     return Verdict(accepted, torch.where(node < last, node, -1), torch.where(row <= last, choices, -1))
+
+
+def _match_chain_on_host(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
+    """The same number by number: behind a forward each kind of tensor operation costs a processor 10 to 20 us."""
+    committed = []
+    for drafted, length, chosen in zip(tokens.tolist(), lengths.tolist(), choices.tolist(), strict=True):
+        kept = 0
+        while kept < length and drafted[kept] == chosen[kept]:
+            kept += 1
+        committed.append(chosen[: kept + 1])
+    return HostVerdict(committed, tokens.shape[1])
 
 
 def _match_tree(tokens: Tensor, lengths: Tensor, parents: Tensor, choices: Tensor) -> Verdict:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from .layout import numbers
 from .randomness import Purpose, uniforms
 from .sampling import Sampling
 
@@ -29,11 +30,12 @@ class Row:
     seed: int
     slot: int = -1
     """Its row in every cache; changes when another row leaves."""
+    prompt_length: int = field(init=False)
+    """Tokens of the prompt."""
 
-    @property
-    def prompt_length(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.request.prompt)
+    def __post_init__(self) -> None:
+        """Look once at what every round asks for."""
+        self.prompt_length = len(self.request.prompt)
 
     @property
     def length(self) -> int:
@@ -55,10 +57,14 @@ class Batch:
     ends none; () is 0 for every row. A drafter that heeds them says so (`Drafter.heeds_thresholds`)."""
     lengths: tuple[int, ...] = field(init=False)
     """n of each row when the round began."""
+    root_positions: tuple[int, ...] = field(init=False)
+    """n - 1: `starts` on the host."""
 
     def __post_init__(self) -> None:
         """Freeze the lengths, since rows grow when the round is committed."""
-        object.__setattr__(self, "lengths", tuple(row.length for row in self.rows))
+        lengths = tuple([len(row.tokens) for row in self.rows])
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "root_positions", tuple([length - 1 for length in lengths]))
 
     def __len__(self) -> int:
         """B."""
@@ -71,13 +77,13 @@ class Batch:
 
     @cached_property
     def roots(self) -> Tensor:
-        """int64[B]: the last committed token of each row."""
-        return torch.tensor([row.tokens[-1] for row in self.rows], device=self.device)
+        """int64[B]: the last committed token of each row; not to be written to, like all that is handed around."""
+        return numbers([row.tokens[-1] for row in self.rows], self.device)
 
     @cached_property
     def starts(self) -> Tensor:
         """int64[B]: the root's position, which is also its slot, n - 1."""
-        return torch.tensor([length - 1 for length in self.lengths], device=self.device)
+        return numbers(self.root_positions, self.device)
 
     def uniforms(self, purpose: Purpose, count: int) -> Tensor:
         """Uniforms of this round alone, keyed by (seed, purpose, n, index): float64[B, count] in [0, 1).

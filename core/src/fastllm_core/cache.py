@@ -77,7 +77,6 @@ class SlotCache:
             )
         return self._views[key]
 
-    @torch.inference_mode()
     def commit(self, starts: Sequence[int], kept: Sequence[int], path: Tensor | None) -> None:
         """Keep the root and the first `kept[b]` nodes of each row's path; see `KVCache.commit`."""
         if path is not None and max(kept, default=0):
@@ -85,6 +84,7 @@ class SlotCache:
         for slot, (start, count) in enumerate(zip(starts, kept, strict=True)):
             self.lengths[slot] = start + 1 + count
 
+    @torch.inference_mode()
     def _gather(self, starts: Sequence[int], path: Tensor) -> None:
         """Copy each row's path behind its root. Reading all before writing any: sources and destinations overlap."""
         batch, depth = path.shape

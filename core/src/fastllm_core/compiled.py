@@ -17,7 +17,7 @@ from . import constants, identity
 from .constants import Constant
 from .errors import ConfigError, UnsupportedModel
 from .memory import shortage
-from .network import Advance, Answer, EagerRunner, Inputs, Stepping
+from .network import Answer, EagerRunner, Inputs, Stepping
 from .probe import TOLERANCE, relative_difference
 from .slot_layers import CacheLayers, Layers, buffers_of
 from .step import Form, Sizes, Step
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from .programs import Program, ProgramFolder
 
 NARROWEST: Final = 2
-"""Rows of the narrowest forward: an open size cannot be 1, so a single row comes twice, into the same slot."""
+"""Rows of the narrowest forward of open size, which cannot be 1: a single row comes twice, into the same slot, where it
+has no program of its own (hidden states that enter, part of the layers, a tree without nodes)."""
 
 log = logging.getLogger("fastllm")
 
@@ -100,14 +101,16 @@ class CompiledRunner(Stepping):
         super().__init__(network)
         self.backend = backend
         self._forwards: dict[tuple[object, ...], LoadedProgram | None] = {}
-        self._advances: dict[tuple[Passage, bool], LoadedProgram | None] = {}
         self._programs: dict[tuple[Passage, Form], LoadedProgram | None] = {}
         self._facts: dict[str, Any] | None = None
         self._rows: dict[int, Tensor] = {}
 
     def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """Run a forward: by its program if there is one and the cache lies in memory as it must."""
-        form = (passage, inputs.hidden is not None, inputs.key_positions is not None, inputs.positions.shape[0] > 1)
+        whole = passage.stop - passage.start == self.network.layers
+        texts, rows = inputs.positions.shape
+        hidden, keyed = inputs.hidden is not None, inputs.key_positions is not None
+        form = (passage, hidden, keyed, texts > 1, rows == 1 and whole and not hidden and not keyed)
         try:
             program = self._forwards[form]
         except KeyError:
@@ -117,33 +120,12 @@ class CompiledRunner(Stepping):
         buffers = None if program is None else self._buffers(cache)
         if program is None or buffers is None:
             return self.network.eager(passage, inputs, cache)
-        return self._run(program, passage, inputs, buffers)
-
-    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
-        """One row, its most likely token and the row behind it, all in one program."""
-        many = inputs.positions.shape[0] > 1
-        try:
-            program = self._advances[passage, many]
-        except KeyError:
-            program = self._advances[passage, many] = self._program(passage, Form(many=many, advance=True))
-        buffers = None if program is None else self._buffers(cache)
-        assert inputs.tokens is not None
-        if program is None or buffers is None:
-            return super().advance(passage, inputs, cache)
-        logits, likely, positions, slots, mask, *hidden = program.run(
-            [inputs.tokens.contiguous(), inputs.positions, inputs.slots, inputs.mask, *buffers]
-        )
-        return Advance(logits, likely, Inputs(likely, None, positions, slots, mask, None), tuple(hidden))
+        return (_one_row if form[-1] else self._run)(program, passage, inputs, buffers)
 
     def _run(self, program: LoadedProgram, passage: Passage, inputs: Inputs, buffers: tuple[Tensor, ...]) -> Answer:
-        entry = inputs.tokens if inputs.hidden is None else inputs.hidden
-        assert entry is not None
-        rows = entry.shape[1]
-        arguments = [entry, inputs.positions, inputs.slots, inputs.mask]
+        arguments, rows = _rows(inputs), inputs.positions.shape[1]
         if rows < NARROWEST:
             arguments = [torch.cat((part, part), 1) for part in arguments]
-        else:
-            arguments = [part.contiguous() for part in arguments]
         if inputs.key_positions is not None:
             arguments.append(inputs.key_positions.contiguous())
         whole = passage.stop == self.network.layers
@@ -285,6 +267,20 @@ def check(step: Step, program: LoadedProgram) -> float:
     return largest
 
 
+def _one_row(program: LoadedProgram, _: Passage, inputs: Inputs, buffers: tuple[Tensor, ...]) -> Answer:
+    """What its own program says about one row, the row behind it included."""
+    logits, tokens, close, positions, slots, mask, *hidden = program.run([*_rows(inputs), *buffers])
+    behind = Inputs(tokens, None, positions, slots, mask, None)
+    return Answer(logits, tuple(hidden), Best(tokens, close), behind)
+
+
+def _rows(inputs: Inputs) -> list[Tensor]:
+    """The arguments that every program begins with."""
+    entry = inputs.tokens if inputs.hidden is None else inputs.hidden
+    assert entry is not None
+    return [part.contiguous() for part in (entry, inputs.positions, inputs.slots, inputs.mask)]
+
+
 def _name(network: Network, passage: Passage, form: Form) -> str:
     """What a program is, for people."""
     words = [network.loaded.name]
@@ -298,6 +294,6 @@ def _name(network: Network, passage: Passage, form: Form) -> str:
     if form.keyed:
         words.append("trees")
     if form.advance:
-        words.append("row by row")
+        words.append("one row")
     words.append("several texts" if form.many else "one text")
     return ", ".join(words)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .layout import numbers
+
 if TYPE_CHECKING:
     from .batch import Batch
 
@@ -30,6 +32,7 @@ class Confidence:
         self._ends = list(batch.draft_lengths)
         self._watches = any(batch.thresholds)
         self._final = [row.request.eos_token_ids for row in batch.rows]
+        self._ending = any(self._final)
 
     def goes_on(self, logits: Tensor, tokens: Tensor) -> bool:
         """Count one more token of every row; whether any row wants another.
@@ -42,8 +45,8 @@ class Confidence:
             for row, (chance, threshold) in enumerate(zip(likely, self.batch.thresholds, strict=True)):
                 if chance < threshold:
                     self._end(row)
-        if any(self._final) and (self._watches or tokens.device.type == "cpu"):
-            for row, (token, final) in enumerate(zip(tokens[:, 0].tolist(), self._final, strict=True)):
+        if self._ending and (self._watches or tokens.device.type == "cpu"):
+            for row, ((token,), final) in enumerate(zip(tokens.tolist(), self._final, strict=True)):
                 if token in final:
                     self._end(row)
         return self.drafted < max(self._ends)
@@ -54,4 +57,4 @@ class Confidence:
     @property
     def lengths(self) -> Tensor:
         """int64[B]: `Draft.lengths`."""
-        return torch.tensor(self._ends, device=self.batch.device)
+        return numbers(self._ends, self.batch.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final, Protocol
 
 from .errors import ConfigError
@@ -174,6 +175,23 @@ class Threshold(Controller):
         return {"threshold": self._thresholds[row], "acceptance": self._acceptance.get(row, 0.0)}
 
 
+class Recent:
+    """The best of the latest times, not their mean: other work on the machine only ever adds."""
+
+    __slots__ = ("best", "times")
+
+    def __init__(self) -> None:
+        """No time is known yet."""
+        self.times: deque[float] = deque(maxlen=9)
+        self.best = float("inf")
+
+    def add(self, seconds: float) -> bool:
+        """One more, for which the oldest may go. Returns whether another is the best now."""
+        self.times.append(seconds)
+        before, self.best = self.best, min(self.times)
+        return self.best != before
+
+
 class CostModel(Controller):
     """The length that maximises expected tokens per second, from measured times and measured acceptance.
 
@@ -203,11 +221,11 @@ class CostModel(Controller):
         self.longest = longest
         self._choices = [width - 1 for width in round_widths(longest)]
         self._acceptance: dict[int, tuple[float, float]] = {}
-        # The best of the latest times, not their mean: other work on the machine only ever adds.
-        recent: Callable[[], deque[float]] = lambda: deque(maxlen=9)  # noqa: E731
-        self._verify: dict[tuple[int, int], deque[float]] = defaultdict(recent)
-        self._draft: dict[int, deque[float]] = defaultdict(recent)
-        self._rest: dict[int, deque[float]] = defaultdict(recent)
+        self._verify: dict[int, dict[int, Recent]] = defaultdict(lambda: defaultdict(Recent))
+        """By rows of the batch and length."""
+        self._draft: dict[int, Recent] = defaultdict(Recent)
+        self._rest: dict[int, Recent] = defaultdict(Recent)
+        self._rounds: dict[int, dict[int, float]] = defaultdict(dict)
         self._since_plain = 0
         self._since_probe = 0
         self._probe_after = self.FIRST_PROBE
@@ -220,12 +238,12 @@ class CostModel(Controller):
 
     def _length(self, rates: Sequence[float]) -> int:
         batch = len(rates)
-        if not self._draft[batch]:
+        if batch not in self._draft:
             return self.longest
-        if (batch, 0) not in self._verify or self._since_plain >= self.REMEASURE:
+        if 0 not in self._verify[batch] or self._since_plain >= self.REMEASURE:
             return 0
-        best = max(self._choices[1:], key=lambda length: self.rate(rates, length))
-        if self.rate(rates, best) > self.rate(rates, 0) * self.MARGIN:
+        rate, best = max([(self.rate(rates, length), length) for length in self._choices[1:]], key=itemgetter(0))
+        if rate > self.rate(rates, 0) * self.MARGIN:
             self._probe_after = self.FIRST_PROBE
             return best
         if self._since_probe >= self._probe_after:
@@ -238,35 +256,43 @@ class CostModel(Controller):
 
         rates: of acceptance, for each row.
         """
-        batch = len(rates)
-        tokens = sum(expected_tokens(rate, length) for rate in rates)
-        draft = min(self._draft[batch]) * length if length else 0.0
-        return tokens / (self._verify_seconds(batch, length) + draft + min(self._rest[batch]))
+        tokens = sum([expected_tokens(rate, length) for rate in rates])
+        return tokens / self._seconds(len(rates), length)
 
     def acceptance(self, row: int) -> float:
         """The row's rate of acceptance, 0..1."""
         accepted, tested = self._acceptance.get(row, self.PRIOR)
         return accepted / tested
 
+    def _seconds(self, batch: int, length: int) -> float:
+        """What a round takes, kept until one of its times changes."""
+        known = self._rounds[batch]
+        if length not in known:
+            draft = self._draft[batch].best * length if length else 0.0
+            known[length] = self._verify_seconds(batch, length) + draft + self._rest[batch].best
+        return known[length]
+
     def _verify_seconds(self, batch: int, length: int) -> float:
         """Measured, or interpolated between the measured lengths around it."""
-        known = {n: min(times) for (b, n), times in self._verify.items() if b == batch and times}
+        known = self._verify[batch]
         if length in known:
-            return known[length]
+            return known[length].best
         below = max((n for n in known if n < length), default=None)
         above = min((n for n in known if n > length), default=None)
         if below is None or above is None:
-            return known[above if below is None else below]  # type: ignore[index]
+            return known[above if below is None else below].best  # type: ignore[index]
         share = (length - below) / (above - below)
-        return known[below] + share * (known[above] - known[below])
+        return known[below].best + share * (known[above].best - known[below].best)
 
     def observe(self, round_: Round) -> None:
         """Learn the round's times and what was accepted."""
         batch, length = len(round_.rows), max(round_.drafted)
-        self._verify[batch, length].append(round_.verify_seconds)
-        self._rest[batch].append(round_.rest_seconds)
+        changed = self._verify[batch][length].add(round_.verify_seconds)
+        changed |= self._rest[batch].add(round_.rest_seconds)
         if length:
-            self._draft[batch].append(round_.draft_seconds / length)
+            changed |= self._draft[batch].add(round_.draft_seconds / length)
+        if changed:
+            self._rounds[batch].clear()
         self._since_plain = self._since_plain + 1 if length else 0
         self._since_probe = 0 if length else self._since_probe + 1
         for row, drafted, accepted in zip(round_.rows, round_.drafted, round_.accepted, strict=True):

@@ -17,26 +17,29 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from . import joining, logprobs
 from .batch import Batch
 from .clock import Clock
+from .company import Company
 from .controllers import Controller, Round
 from .deciding import Decision, decide
 from .errors import RequestError
 from .processors import absorbed, refuse_sharing
 from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verdict, Verifier
 from .randomness import fresh_seed, sample_seed
-from .report import RunReport, nodes_by_level
+from .report import Levels, RunReport, nodes_by_level
 from .request import Request
 from .rows import Event, LiveRow, SharedPrompt, ending
-from .sampling import Sampling, truncated
+from .sampling import truncated
 from .slots import Slots
 from .steering import Steering
 from .ties import best_of, of_committed
+from .verdicts import HostVerdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,19 +90,19 @@ class Engine:
         exact: rounding cannot change a text, so near-ties need not be counted.
         """
         self.draft_length = draft_length
+        self.report = RunReport(lossy=parts.lossy)
+        """Figures of everything that this engine has done."""
         self.parts = parts
         self.context_length = context_length
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
         self.exact = exact
-        self.report = RunReport(lossy=parts.lossy)
-        """Figures of everything that this engine has done."""
         self._waiting: deque[LiveRow] = deque()
         self._slots = Slots((parts.cache, *parts.drafter_caches, *parts.foreign_caches))
         self._ids = 0
         self._stepping = False
         self._cancelled: list[int] = []
-        self._sampling: tuple[tuple[int, ...], Sampling] | None = None
+        self._company: Company | None = None
         # A round may write rows beyond the last token: its padding, and rejected nodes.
         self._margin = draft_length + 2
 
@@ -110,7 +113,10 @@ class Engine:
 
     @parts.setter
     def parts(self, parts: Parts) -> None:
-        self._parts, self._steering = parts, Steering(parts.controller, self.draft_length)
+        self._parts, self._steering, self._company = parts, Steering(parts.controller, self.draft_length), None
+        self._observers = (*([parts.drafter] if parts.drafter else []), *parts.observers)
+        # The clock's own, so that they need not be copied in every step.
+        self.report.time, self.report.forward_time = parts.clock.phases, parts.clock.forwards
 
     @property
     def idle(self) -> bool:
@@ -173,16 +179,18 @@ class Engine:
             self._stepping = True  # within the try: an interrupt must not leave it set
             self.parts.clock.restart()
             with torch.inference_mode():
-                self._admit()
-                self._prefill()
+                if self._waiting:
+                    self._admit()
                 ready = self._slots.ready()
+                if len(ready) < len(self._slots.rows):
+                    self._prefill()
+                    ready = self._slots.ready()
                 return self._guarded(ready, lambda: self._round(ready)) if ready else []
         finally:
             self._stepping = False
             while self._cancelled:
                 self.cancel(self._cancelled.pop())
-            self.report.time, self.report.forward_time = self.parts.clock.snapshot()
-            self.report.seconds = sum(self.report.time.values())
+            self.report.seconds = self.parts.clock.stop()
 
     # -- joining ---------------------------------------------------------------------------------------------------
 
@@ -223,103 +231,116 @@ class Engine:
 
     def _round(self, rows: list[LiveRow]) -> list[Event]:
         clock, parts = self.parts.clock, self.parts
-        before = clock.snapshot()[0]
-        sampling = self._sampling_of(rows)
-        lengths = self._draft_lengths(rows)
-        batch = Batch(tuple(rows), lengths, parts.network.device, sampling, thresholds=self._thresholds(rows))
-        with clock.phase("draft"):
-            draft = self._propose(batch)
+        company = self._company_of(rows)
+        before = clock.of_rounds() if parts.drafter else None
+        lengths = self._draft_lengths(company)
+        limits = self._thresholds(company, lengths)
+        batch = Batch(company.rows, lengths, parts.network.device, company.sampling, thresholds=limits)
+        draft = self._propose(batch, company)
         with clock.phase("verify"):
             scores = parts.verifier.score(batch, draft)
         with clock.phase("accept"):
-            decision = decide(parts.acceptor, batch, rows, draft, scores, parts.network.dtype)
-            verdict = decision.verdict
-            ties = self._ties(batch, draft, decision.scores, verdict)
-            packed = torch.cat(
-                [draft.lengths[:, None], verdict.accepted[:, None], verdict.tokens, ties], dim=1
-            ).tolist()
-        levels = nodes_by_level(draft, [line[0] for line in packed])
-        committed = [line[2 : line[1] + 3] for line in packed]
-        events = self._commit(batch, draft, scores, decision, levels, committed)
-        events = self._with_logprobs(batch, scores, decision, events)
-        near = [line[2 + verdict.tokens.shape[1] :] for line in packed]
-        self._count(batch, levels, committed, near, events, resumed=scores.resumed)
-        self._learn(batch, levels, committed, before)
+            if company.controlled:
+                decision = decide(parts.acceptor, batch, rows, draft, scores, parts.network.dtype)
+            else:
+                decision = Decision(scores, parts.acceptor.decide(batch, draft, scores))
+            drafted, committed, near = self._read(batch, draft, decision)
+        levels = nodes_by_level(draft, drafted)
+        events = self._commit(company, batch, draft, scores, decision, levels, committed)
+        if company.asks:
+            events = self._with_logprobs(batch, scores, decision, events)
+        self._count(company, levels, committed, near, events, resumed=scores.resumed)
+        if before is not None:
+            self._learn(company, levels, committed, before)
         for event in events:
             if event.finish_reason:
                 self._finish(event)
         return events
 
-    def _draft_lengths(self, rows: list[LiveRow]) -> tuple[int, ...]:
+    def _company_of(self, rows: list[LiveRow]) -> Company:
+        """What is known of the rows, found anew only when they change."""
+        if self._company is None or self._company.rows != tuple(rows):
+            self._company = Company.of(rows, self.parts.network.device)
+        return self._company
+
+    def _draft_lengths(self, company: Company) -> tuple[int, ...]:
         """What the controller wants, within each row's limits: the extra token needs room as well."""
         if self.parts.drafter is None:
-            return (0,) * len(rows)
-        wanted = self._steering.lengths([row.id for row in rows], self._expected(rows))
+            return (0,) * len(company.rows)
+        wanted = self._steering.lengths(company.ids, self._expected(company))
         return tuple(
-            min(length, row.remaining - 1) if row.request.speculate else 0
-            for length, row in zip(wanted, rows, strict=True)
+            [
+                min(length, row.remaining - 1) if may else 0
+                for length, row, may in zip(wanted, company.rows, company.speculates, strict=True)
+            ]
         )
 
-    def _expected(self, rows: list[LiveRow]) -> list[float] | None:
+    def _expected(self, company: Company) -> list[float] | None:
         """What the drafter expects of each row, if the controller wants to know and the drafter can tell."""
         drafter = self.parts.drafter
-        drafting = [row for row in rows if row.request.speculate]
-        if drafter is None or not drafting or not self._steering.weighs:
+        if drafter is None or not self._steering.weighs:
+            return None
+        drafting = [row for row, may in zip(company.rows, company.speculates, strict=True) if may]
+        if not drafting:
             return None
         with self.parts.clock.phase("draft"):
             said = drafter.expected_acceptance(drafting)
         if said is None:
             return None
         expected = dict(zip((row.id for row in drafting), said, strict=True))
-        return [expected.get(row.id, 0.0) for row in rows]
+        return [expected.get(row, 0.0) for row in company.ids]
 
-    def _thresholds(self, rows: list[LiveRow]) -> tuple[float, ...]:
+    def _thresholds(self, company: Company, lengths: Sequence[int]) -> tuple[float, ...]:
         """Where the controller wants each row's draft to end."""
-        if self.parts.drafter is None:
-            return ()
-        sampled = [row.request.sampling.temperature > 0 for row in rows]
-        return tuple(self._steering.thresholds([row.id for row in rows], sampled))
+        return tuple(self._steering.thresholds(company.ids, company.draws)) if any(lengths) else ()
 
-    def _sampling_of(self, rows: list[LiveRow]) -> Sampling:
-        """The rows' sampling settings as tensors, made anew only when the rows change."""
-        ids = tuple(row.id for row in rows)
-        if self._sampling is None or self._sampling[0] != ids:
-            self._sampling = ids, Sampling.of([row.request.sampling for row in rows], self.parts.network.device)
-        return self._sampling[1]
-
-    def _propose(self, batch: Batch) -> Draft:
+    def _propose(self, batch: Batch, company: Company) -> Draft:
         drafter = self.parts.drafter
-        if drafter is not None and any(batch.draft_lengths):
+        if drafter is None or not any(batch.draft_lengths):
+            return company.nothing
+        with self.parts.clock.phase("draft"):
             return drafter.propose(batch)
-        nothing = torch.zeros(len(batch), 0, dtype=torch.long, device=batch.device)
-        return Draft(nothing, torch.zeros(len(batch), dtype=torch.long, device=batch.device))
+
+    def _read(
+        self, batch: Batch, draft: Draft, decision: Decision
+    ) -> tuple[list[int], list[list[int]], list[list[bool]]]:
+        """What was decided, on the host: tokens that each row drafted, those that it commits, and near-ties."""
+        verdict, ties = decision.verdict, self._ties(batch, draft, decision.scores, decision.verdict)
+        if isinstance(verdict, HostVerdict):
+            drafted, near = on_host(draft.lengths, ties)
+            return drafted, verdict.committed, near
+        if not draft.width:
+            tokens, near = on_host(verdict.tokens, ties)
+            return [0] * len(batch), tokens, near
+        drafted, accepted, tokens, near = on_host(draft.lengths, verdict.accepted, verdict.tokens, ties)
+        return drafted, [line[: kept + 1] for line, kept in zip(tokens, accepted, strict=True)], near
 
     def _commit(
         self,
+        company: Company,
         batch: Batch,
         draft: Draft,
         scores: Scores,
         decision: Decision,
-        levels: list[list[int]],
+        levels: Sequence[Levels],
         committed: list[list[int]],
     ) -> list[Event]:
         """Append each row's tokens, cut where its text ends, and keep exactly their cache rows."""
-        events, verdict = [], decision.verdict
-        for index, (row, drafted, tokens) in enumerate(zip(batch.rows, levels, committed, strict=True)):
-            assert isinstance(row, LiveRow)
+        events, counts, verdict = [], [], decision.verdict
+        for index, (row, drafted, tokens) in enumerate(zip(company.rows, levels, committed, strict=True)):
             judged = index in decision.ended
             kept, reason = (len(tokens), decision.ended[index]) if judged else ending(row, tokens)
             row.tokens += tokens[:kept]
             report = row.report if reason else None
-            events.append(Event(row.id, tuple(tokens[:kept]), reason, report, tuple(drafted), len(tokens) - 1))
-        decision.settle([len(event.tokens) for event in events])
-        starts = [length - 1 for length in batch.lengths]
-        nodes = [len(event.tokens) - 1 for event in events]
-        self.parts.cache.commit(starts, nodes, None if draft.parents is None else verdict.path)
+            events.append(Event(row.id, tuple(tokens[:kept]), reason, report, drafted, len(tokens) - 1))
+            counts.append(kept)
+        decision.settle(counts)
+        nodes = [kept - 1 for kept in counts]
+        self.parts.cache.commit(batch.root_positions, nodes, None if draft.parents is None else verdict.path)
         for cache in self.parts.drafter_caches:
-            for row in batch.rows:
-                cache.lengths[row.slot] = min(cache.lengths[row.slot], row.length - 1)
-        for observer in (*([self.parts.drafter] if self.parts.drafter else []), *self.parts.observers):
+            for row in company.rows:
+                cache.lengths[row.slot] = min(cache.lengths[row.slot], len(row.tokens) - 1)
+        for observer in self._observers:
             observer.observe(batch, draft, scores, verdict)
         return events
 
@@ -363,39 +384,44 @@ class Engine:
 
     def _count(
         self,
-        batch: Batch,
-        levels: list[list[int]],
+        company: Company,
+        levels: Sequence[Levels],
         committed: list[list[int]],
-        ties: list[list[int]],
+        ties: list[list[bool]],
         events: list[Event],
         *,
         resumed: bool,
     ) -> None:
         """Add the round to every row's report and to the engine's."""
         self.report.rounds += 1
-        for row, drafted, tokens, close, event in zip(batch.rows, levels, committed, ties, events, strict=True):
-            assert isinstance(row, LiveRow)
+        for row, drafted, tokens, close, event in zip(company.rows, levels, committed, ties, events, strict=True):
+            kept, near = len(event.tokens), 0
             row.report.rounds += 1
-            first = row.length - row.prompt_length - len(event.tokens)
-            at = [first + index for index, near in enumerate(close[: len(event.tokens)]) if near]
-            row.report.near_ties_at += at
+            if any(close):
+                first = row.length - row.prompt_length - kept
+                at = [first + index for index, tie in enumerate(close[:kept]) if tie]
+                row.report.near_ties_at += at
+                near = len(at)
             for report in (row.report, self.report):
-                report.count(drafted, len(tokens) - 1, len(event.tokens), near_ties=len(at), resumed=resumed)
+                report.count(drafted, len(tokens) - 1, kept, near_ties=near, resumed=resumed)
 
     def _learn(
-        self, batch: Batch, levels: list[list[int]], committed: list[list[int]], before: dict[str, float]
+        self,
+        company: Company,
+        levels: Sequence[Levels],
+        committed: list[list[int]],
+        before: tuple[float, float, float],
     ) -> None:
         """Tell the controller what the round cost and gave."""
-        after = self.parts.clock.snapshot()[0]
-        spent = {phase: after[phase] - before[phase] for phase in after}
+        draft, verify, rest = self.parts.clock.of_rounds()
         self._steering.observe(
             Round(
-                rows=tuple(row.id for row in batch.rows),
-                drafted=tuple(len(nodes) for nodes in levels),
-                accepted=tuple(len(tokens) - 1 for tokens in committed),
-                draft_seconds=spent["draft"],
-                verify_seconds=spent["verify"],
-                rest_seconds=spent["accept"] + spent["rest"],
+                rows=company.ids,
+                drafted=tuple([len(nodes) for nodes in levels]),
+                accepted=tuple([len(tokens) - 1 for tokens in committed]),
+                draft_seconds=draft - before[0],
+                verify_seconds=verify - before[1],
+                rest_seconds=rest - before[2],
             )
         )
 
@@ -414,6 +440,7 @@ class Engine:
         """Free a row's slot and close the gap, so that ready rows stay in slots 0..ready-1."""
         if row not in self._slots.rows:
             return
+        self._company = None
         try:
             if self.parts.drafter:
                 self.parts.drafter.release(row)
@@ -430,3 +457,16 @@ class Engine:
                 for row in rows:
                     leaving.callback(self._release, row)
             raise
+
+
+def on_host(*parts: torch.Tensor) -> list[Any]:
+    """Tensors of numbers as lists, for which a device is waited for once."""
+    if parts[0].device.type == "cpu":
+        return [part.tolist() for part in parts]
+    line = iter(torch.cat([part.reshape(-1).long() for part in parts]).tolist())
+    return [
+        list(islice(line, len(part)))
+        if part.dim() == 1
+        else [list(islice(line, part.shape[1])) for _ in range(len(part))]
+        for part in parts
+    ]

@@ -71,7 +71,7 @@ class GraphRunner:
         """Replay the graph of these shapes, which is captured first if there is none."""
 
         def work(inputs: Inputs) -> Flat:
-            logits, hidden, _ = self.network.eager(passage, inputs, cache)
+            logits, hidden, *_ = self.network.eager(passage, inputs, cache)
             # Read greedily here: afterwards each of its small kernels would be a launch.
             best = None if logits is None else best_of(logits, self.network.dtype)
             return (logits, *(best or (None, None)), *hidden)

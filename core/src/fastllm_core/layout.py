@@ -5,25 +5,47 @@ Shapes as in `protocols`; R is the number of rows of the forward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from .network import Inputs
 
+LINE: Final = 1 << 18
+"""More than there are tokens in a vocabulary, or positions in most texts."""
 
-def chain(tokens: Tensor, starts: Tensor, extent: int, *, hidden: Tensor | None = None) -> Inputs:
+
+def chain(tokens: Tensor, starts: Tensor | Sequence[int], extent: int, *, hidden: Tensor | None = None) -> Inputs:
     """Rows that continue each other: row r of batch row b stands at position and slot `starts[b] + r`.
 
-    tokens: int64[B, R].  starts: int64[B].  extent: T.  hidden: float[B, R, H], used instead of the tokens if given.
+    tokens: int64[B, R].  starts: int64[B]; numbers on the host, if they are known, spare one text most of the work.
+    extent: T.  hidden: float[B, R, H], used instead of the tokens if given.
     """
     rows, device = tokens.shape[1], tokens.device
+    entry = None if hidden is not None else tokens
+    if not isinstance(starts, Tensor):
+        if len(starts) == 1:
+            return Inputs(entry, hidden, *_alone(starts[0], rows, extent, device), None)
+        starts = numbers(starts, device)
     positions = starts[:, None] if rows == 1 else starts[:, None] + counted(rows, device)
-    mask = counted(extent, device) <= positions[:, :, None]
+    mask = counted(extent, device) <= positions.unsqueeze(2)
     # Padding beyond the capacity shares the last slot, which nothing else uses; a single row is no padding.
     slots = positions if rows == 1 else positions.clamp(max=extent - 1)
-    return Inputs(tokens if hidden is None else None, hidden, positions, slots, mask, None)
+    return Inputs(entry, hidden, positions, slots, mask, None)
+
+
+def _alone(start: int, rows: int, extent: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions, slots and mask of one text's chain: as far as can be, views of what was made once."""
+    line = counted(1 << (extent + rows).bit_length(), device)
+    positions = line.as_strided((1, rows), (rows, 1), start)
+    if rows == 1:
+        mask = _steps(extent, device).as_strided((1, 1, extent), (extent, extent, 1), extent - 1 - start)
+        return positions, positions, mask
+    mask = counted(extent, device) <= positions.unsqueeze(2)
+    return positions, positions if start + rows <= extent else positions.clamp(max=extent - 1), mask
 
 
 @lru_cache(maxsize=256)
@@ -31,6 +53,23 @@ def counted(count: int, device: torch.device) -> Tensor:
     """int64[count]: 0, 1, 2, ... Made once: a few of them are in every round, where each operation shows."""
     with torch.inference_mode(False):
         return torch.arange(count, device=device)
+
+
+def numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    """int64[B]: some numbers. A single one is a view of the line of all numbers, and so not to be written to.
+
+    Making a tensor takes a processor 20 us behind a forward, and a GPU has to be waited for.
+    """
+    if len(values) == 1 and 0 <= values[0] < LINE:
+        return counted(LINE, device).as_strided((1,), (1,), values[0])
+    return torch.tensor(values, device=device)
+
+
+@lru_cache(maxsize=64)
+def _steps(extent: int, device: torch.device) -> Tensor:
+    """bool[2 T - 1]: T times true, then false. Its part from T - 1 - n on is what a row at position n sees."""
+    with torch.inference_mode(False):
+        return torch.arange(2 * extent - 1, device=device) < extent
 
 
 def tree(

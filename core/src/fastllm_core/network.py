@@ -12,10 +12,10 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from functools import cached_property, lru_cache, wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from .views import backbone, layer_list, layer_range, skip_sublayers
 
 if TYPE_CHECKING:
     from .models import LoadedModel
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,9 @@ class Outputs:
     """float[B, R, H] by layer: i is the input of layer i, `Network.layers` the last hidden state."""
     best: Best | None = None
     """The logits read greedily, where a back end brings that along."""
+    next: Inputs | None = None
+    """After one row of each text, the rows of the most likely tokens behind them, where a back end brings them along:
+    as in `Advance`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,10 @@ class Passage:
     last_logits_only: bool = False
 
 
+passage_of = lru_cache(maxsize=1024)(Passage)
+"""A passage, made once: rounds ask for the same few."""
+
+
 class Answer(NamedTuple):
     """What a runner gives back."""
 
@@ -103,6 +113,8 @@ class Answer(NamedTuple):
     hidden: tuple[Tensor, ...]
     """The passage's hidden states, in its order."""
     best: Best | None = None
+    """As in `Outputs`."""
+    next: Inputs | None = None
     """As in `Outputs`."""
 
 
@@ -132,7 +144,7 @@ class Runner(Protocol):
 
 
 class Stepping(ABC):
-    """`advance` by way of `forward`, for back ends that have nothing better."""
+    """`advance` by way of `forward`, which may bring everything along already."""
 
     def __init__(self, network: Network) -> None:
         """network: whose forwards these are."""
@@ -144,18 +156,36 @@ class Stepping(ABC):
 
     def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
         """See `Network.advance`."""
-        answer = self.forward(passage, inputs, cache)
-        assert answer.logits is not None
-        return advanced(answer.logits, inputs, answer.hidden)
+        logits, hidden, best, behind = self.forward(passage, inputs, cache)
+        assert logits is not None
+        if best is None or behind is None:
+            return advanced(logits, inputs, hidden)
+        return Advance(logits[:, 0], best.tokens, behind, hidden)
 
 
 def advanced(logits: Tensor, inputs: Inputs, hidden: tuple[Tensor, ...] = ()) -> Advance:
-    """What follows from the logits of a row, float[B, 1, V]: pure tensor arithmetic, which a compiler takes in."""
+    """What follows from the logits of a row, float[B, 1, V]."""
     likely = logits.max(-1).indices
+    return Advance(logits[:, 0], likely, following(inputs, likely), hidden)
+
+
+def following(inputs: Inputs, tokens: Tensor) -> Inputs:
+    """The rows of some tokens, int64[B, 1], behind one row each: pure tensor arithmetic, which a compiler takes in."""
     behind = inputs.slots + 1
     slots = torch.arange(inputs.mask.shape[2], device=behind.device)
     mask = inputs.mask | (slots == behind[:, :, None])
-    return Advance(logits[:, 0], likely, Inputs(likely, None, inputs.positions + 1, behind, mask, None), hidden)
+    return Inputs(tokens, None, inputs.positions + 1, behind, mask, None)
+
+
+def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that runs in inference mode, which is entered only where it is not on yet: in rounds it is."""
+    guarded = torch.inference_mode()(function)
+
+    @wraps(function)
+    def run(*arguments: P.args, **named: P.kwargs) -> T:
+        return (function if torch.is_inference_mode_enabled() else guarded)(*arguments, **named)
+
+    return run
 
 
 class EagerRunner(Stepping):
@@ -259,7 +289,7 @@ class Network:
             take_explicit_masks(model)
         return model
 
-    @torch.inference_mode()
+    @without_gradients
     def forward(
         self,
         inputs: Inputs,
@@ -281,12 +311,12 @@ class Network:
         end = self.layers if stop is None else stop
         if end < self.layers and end not in hidden_layers:
             hidden_layers = (*hidden_layers, end)
-        passage = Passage(start, end, skip_attention, skip_mlp, hidden_layers, last_logits_only)
+        passage = passage_of(start, end, skip_attention, skip_mlp, hidden_layers, last_logits_only)
         with self.clock.forward():
-            logits, hidden, best = self.runner.forward(passage, inputs, cache)
-        return Outputs(logits, dict(zip(hidden_layers, hidden, strict=True)), best)
+            answer = self.runner.forward(passage, inputs, cache)
+        return Outputs(answer.logits, dict(zip(hidden_layers, answer.hidden, strict=True)), answer.best, answer.next)
 
-    @torch.inference_mode()
+    @without_gradients
     def advance(
         self,
         inputs: Inputs,
@@ -302,7 +332,7 @@ class Network:
         `next` as it is or, for a token that was drawn, with `Inputs.of_tokens`.
         skip_*, hidden_layers: as for `forward`.
         """
-        passage = Passage(0, self.layers, skip_attention, skip_mlp, hidden_layers)
+        passage = passage_of(0, self.layers, skip_attention, skip_mlp, hidden_layers)
         with self.clock.forward():
             return self.runner.advance(passage, inputs, cache)
 

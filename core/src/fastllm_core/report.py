@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from .protocols import Draft
 
 
+Levels = tuple[int, ...]
+"""How many tokens a row drafted at each position of a chain, or each level of a tree."""
+
+
 @dataclass(slots=True)
 class RunReport:
     """Figures of one row, or of a whole batch.
@@ -91,12 +95,14 @@ class RunReport:
         """
         rows = 1 + sum(drafted_at)
         self.verified_rows += rows
-        self.resumed_rows += rows if resumed else 0
+        if resumed:
+            self.resumed_rows += rows
         self.tokens += committed
         self.near_ties += near_ties
-        missing = [0] * (len(drafted_at) - len(self.drafted_at))
-        self.drafted_at += missing
-        self.accepted_at += missing
+        missing = len(drafted_at) - len(self.drafted_at)
+        if missing > 0:
+            self.drafted_at += [0] * missing
+            self.accepted_at += [0] * missing
         for position, drafted in enumerate(drafted_at):
             self.drafted_at[position] += drafted
             self.accepted_at[position] += position < accepted
@@ -144,16 +150,16 @@ class RunReport:
         return "; ".join([*parts, "seconds: " + ", ".join(spent)] if spent else parts)
 
 
-def nodes_by_level(draft: Draft, lengths: Sequence[int]) -> list[list[int]]:
+def nodes_by_level(draft: Draft, lengths: Sequence[int]) -> list[Levels]:
     """How many tokens each row's draft has at each level: one at each position of a chain."""
     if draft.parents is None:
-        return [[1] * length for length in lengths]
+        return [(1,) * length for length in lengths]
     return [_levels(parents[:length]) for parents, length in zip(draft.parents.tolist(), lengths, strict=True)]
 
 
-def _levels(parents: Sequence[int]) -> list[int]:
+def _levels(parents: Sequence[int]) -> Levels:
     depths: list[int] = []
     for parent in parents:
         depths.append(0 if parent < 0 else depths[parent] + 1)
     counts = Counter(depths)
-    return [counts[depth] for depth in range(len(counts))]
+    return tuple([counts[depth] for depth in range(len(counts))])

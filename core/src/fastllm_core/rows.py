@@ -123,6 +123,9 @@ def ends(row: LiveRow, token: int, length: int) -> str | None:
 
 def ending(row: LiveRow, tokens: Sequence[int]) -> tuple[int, str | None]:
     """How many of a round's tokens the row keeps, judged one by one as plain decoding would, and why it ends there."""
+    watched = row.history is not None or row.transcript is not None
+    if not watched and len(tokens) < row.remaining and row.request.eos_token_ids.isdisjoint(tokens):
+        return len(tokens), None
     for count, token in enumerate(tokens, start=1):
         if reason := ends(row, token, row.length + count):
             return count, reason

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from .network import Answer, Inputs, Network, Passage, advanced
+from .network import Answer, Inputs, Network, Passage, following
 from .slot_layers import SlotLayer
 from .ties import best_of
 
@@ -34,7 +34,7 @@ class Form:
     many: bool = False
     """More than one text."""
     advance: bool = False
-    """One row, and the row behind it comes out (`Network.advance`)."""
+    """One row, and the row behind it comes out as well: of a plain round, and of a chain (`Network.advance`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,8 @@ class Step(nn.Module):
         """entry: int64[B, R] or float[B, R, H].  logits_to_keep: int64[K].  buffers: see `slot_layers.buffers_of`.
 
         The others: see `Inputs`. Returns logits and what is best in them, if the last layer ran, and the passage's
-        hidden states; or an `Advance`: logits, tokens, positions, slots and mask, and the hidden states.
+        hidden states; or what is known of one row: logits, what is best in them, positions, slots and mask of the row
+        behind, and the hidden states.
         """
         inputs = self._inputs(entry, positions, slots, mask, key_positions)
         stores = iter(buffers)
@@ -136,8 +137,9 @@ class Step(nn.Module):
             return answer.hidden
         if not self.form.advance:
             return (answer.logits, *best_of(answer.logits, self.network.dtype), *answer.hidden)
-        last, likely, behind, hidden = advanced(answer.logits, inputs, answer.hidden)
-        return last, likely, behind.positions, behind.slots, behind.mask, *hidden
+        best = best_of(answer.logits, self.network.dtype)
+        behind = following(inputs, best.tokens)
+        return (answer.logits, *best, behind.positions, behind.slots, behind.mask, *answer.hidden)
 
     def example(self, sizes: Sizes = TRACED) -> tuple[Any, ...]:
         """Arguments of some sizes, for a call in the middle of the extent."""

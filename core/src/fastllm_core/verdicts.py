@@ -7,6 +7,7 @@ i + 1 is node i, so the row of a node's parent is `parents + 1`. Nothing here wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,36 @@ from .protocols import Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class HostVerdict(Verdict):
+    """A verdict on chains that was found on the host, where the engine wants it: tensors are made if someone asks."""
+
+    committed: list[list[int]]
+    """Each row's kept tokens and its extra token."""
+    drafted: int
+    """N"""
+
+    def __init__(self, committed: list[list[int]], drafted: int) -> None:
+        """See the attributes."""
+        object.__setattr__(self, "committed", committed)
+        object.__setattr__(self, "drafted", drafted)
+
+    @cached_property
+    def accepted(self) -> Tensor:
+        """As in `Verdict`."""
+        return torch.tensor([len(tokens) - 1 for tokens in self.committed])
+
+    @cached_property
+    def path(self) -> Tensor:
+        """As in `Verdict`."""
+        kept = [len(tokens) - 1 for tokens in self.committed]
+        return torch.tensor([[*range(count), *[-1] * (self.drafted - count)] for count in kept])
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """As in `Verdict`."""
+        return torch.tensor([[*line, *[-1] * (self.drafted + 1 - len(line))] for line in self.committed])
 
 
 def real(tokens: Tensor, lengths: Tensor) -> Tensor:

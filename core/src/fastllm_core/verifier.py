@@ -42,28 +42,31 @@ class TargetVerifier:
         self.hidden_layers = hidden_layers
         self._seen: tuple[Tensor, Tensor] | None = None
         """The last tree's parents, and what its rows see of each other."""
+        self._behind: tuple[tuple[int, ...], Inputs] | None = None
+        """The rows behind those of the last round, if it was a plain one, and the lengths at which they are roots."""
 
     def score(self, batch: Batch, draft: Draft) -> Scores:
         """Score root and nodes in one forward. See `Verifier.score`."""
         width = draft.width + 1
         extra = 0 if draft.extra is None else draft.extra.tokens.shape[1]
         rows = self.padded(width) + extra
-        extent = self.cache.extent(max(batch.lengths) - 1 + rows)
+        extent = self.cache.extent(max(batch.root_positions) + rows)
         self.cache.reserve(len(batch), extent)  # a tree or extra rows may need more room than the engine set aside
-        inputs = self._inputs(batch, draft, rows, extent)
         outputs = self.network.forward(
-            inputs,
+            self._inputs(batch, draft, rows, extent),
             self.cache.layers(slice(0, len(batch)), extent),
             start=0 if draft.resume is None else draft.resume.layer,
             hidden_layers=self.hidden_layers,
         )
         assert outputs.logits is not None
-        hidden = {layer: states[:, :width] for layer, states in outputs.hidden.items()}
-        extra_logits = outputs.logits[:, width : width + extra] if extra else None
-        logits, best = outputs.logits[:, :width], outputs.best
-        if best is not None:
-            best = Best(best.tokens[:, :width], best.close[:, :width])
-        elif batch.sampling.greedy:
+        self._behind = None if outputs.next is None else (tuple([length + 1 for length in batch.lengths]), outputs.next)
+        logits, hidden, best, extra_logits = outputs.logits, outputs.hidden, outputs.best, None
+        if rows > width:
+            extra_logits = logits[:, width : width + extra] if extra else None
+            logits = logits[:, :width]
+            hidden = {layer: states[:, :width] for layer, states in hidden.items()}
+            best = best and Best(best.tokens[:, :width], best.close[:, :width])
+        if best is None and batch.sampling.greedy:
             best = best_of(logits, self.network.dtype)
         return Scores(logits, hidden, extra_logits, best, resumed=draft.resume is not None)
 
@@ -73,10 +76,12 @@ class TargetVerifier:
 
     def _inputs(self, batch: Batch, draft: Draft, rows: int, extent: int) -> Inputs:
         """Rows in order: root, nodes, extra rows, padding."""
-        tokens = torch.cat([batch.roots[:, None], draft.tokens], dim=1)
         hidden = None if draft.resume is None else _widened(draft.resume.hidden, rows)
+        if rows == 1 and hidden is None:
+            return self._roots(batch, extent)
+        tokens = torch.cat([batch.roots.unsqueeze(1), draft.tokens], dim=1)
         if draft.parents is None and draft.extra is None:
-            return layout.chain(_widened(tokens, rows), batch.starts, extent, hidden=hidden)
+            return layout.chain(_widened(tokens, rows), batch.root_positions, extent, hidden=hidden)
         sees = self._ancestors(draft)
         depths = sees.sum(-1) - 1
         if draft.extra is not None:
@@ -88,6 +93,19 @@ class TargetVerifier:
         # Padding sees itself: a row that sees nothing may become NaN, and a masked NaN value still poisons its readers.
         sees = sees | torch.eye(rows, dtype=torch.bool, device=sees.device)
         return layout.tree(_widened(tokens, rows), sees, depths, batch.starts, extent, hidden=hidden)
+
+    def _roots(self, batch: Batch, extent: int) -> Inputs:
+        """The roots alone. Behind a plain round they are there already, but for tokens that were not the most likely.
+
+        Where a chain's rows stand and what they see follows from their lengths, whoever they are.
+        """
+        if self._behind is not None:
+            lengths, inputs = self._behind
+            if lengths == batch.lengths and inputs.mask.shape[2] == extent and inputs.tokens is not None:
+                if inputs.tokens[:, 0].tolist() == [row.tokens[-1] for row in batch.rows]:
+                    return inputs
+                return inputs.of_tokens(batch.roots.unsqueeze(1))
+        return layout.chain(batch.roots.unsqueeze(1), batch.root_positions, extent)
 
     def _ancestors(self, draft: Draft) -> Tensor:
         """bool[B, W, W]: which rows are on the path to each. A tree handed over again is not looked at again."""

@@ -211,7 +211,7 @@ def test_long_plain_phases_are_read_in_pieces(adapter: str) -> None:
         assert not drafter._unread
 
 
-def test_each_network_of_a_round_has_one_program(tmp_path: Path) -> None:
+def test_the_networks_of_a_round_have_no_more_programs_than_needed(tmp_path: Path) -> None:
     """Composing and decoding, with and without drafts, take no others: the first take minutes to compile."""
     subject = Subject("kangaroo")
     backend = Unrolled(ProgramFolder(tmp_path), compiles=True)
@@ -220,7 +220,8 @@ def test_each_network_of_a_round_has_one_program(tmp_path: Path) -> None:
             pipeline.generate(PROMPTS[0], max_new_tokens=NEW, speculate=speculate)
     assert sorted(program.name.partition(", ")[2] for program in backend.taken) == [
         "1 sub-layers skipped, one text",  # the adapter
-        "hidden states 1, one text",  # prompts, and rounds without a draft
+        "hidden states 1, one row, one text",  # rounds without a draft
+        "hidden states 1, one text",  # prompts
         "layers 0 to 0, hidden states 1, one text",
         "layers 1 to 3, hidden states 1, one text",
     ]

@@ -136,7 +136,7 @@ class KangarooDrafter(Drafter):
         extent = self.target_cache.extent(max(batch.lengths) + step)
         self.target_cache.reserve(len(batch), extent)
         layers = self.target_cache.layers(slice(0, len(batch)), extent)
-        row = chain(tokens, batch.starts + step, extent)
+        row = chain(tokens, [place + step for place in batch.root_positions], extent)
         return self.network.forward(row, layers, stop=self.exit_layer).hidden[self.exit_layer]
 
     def _first(self, batch: Batch, roots: Tensor) -> Tensor:

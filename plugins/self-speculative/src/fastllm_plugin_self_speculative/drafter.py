@@ -76,7 +76,7 @@ class SkippingDrafter(Drafter):
         self.cache.reserve(len(batch), extent)
         layers = self.cache.layers(slice(0, len(batch)), extent)
         uniforms = batch.uniforms(Purpose.DRAFT, count) if self._draws(batch) else None
-        row = chain(batch.roots[:, None], batch.starts, extent)
+        row = chain(batch.roots[:, None], batch.root_positions, extent)
         confidence = Confidence(batch)
         tokens: list[Tensor] = []
         probs: list[Tensor] = []

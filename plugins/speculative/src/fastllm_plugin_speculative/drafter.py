@@ -19,11 +19,9 @@ from fastllm_core import (
     Context,
     Draft,
     Drafter,
-    Inputs,
     Proposal,
     Purpose,
     Row,
-    advanced,
     chain,
     draw,
     read,
@@ -49,6 +47,7 @@ class DraftModel(Drafter):
         self.network = context.make_network(self.loaded)
         self.cache = context.make_cache(self.network)
         self.vocab_size = context.network.vocab_size
+        self._fits = self.network.vocab_size == self.vocab_size and self.network.device == context.network.device
 
     @property
     def model(self) -> torch.nn.Module:
@@ -69,15 +68,19 @@ class DraftModel(Drafter):
         Source: arXiv:2211.17192, algorithm 1, the first loop.
         """
         count = max(batch.draft_lengths)
-        extent = self.cache.extent(max(batch.lengths) - 1 + count)
+        extent = self.cache.extent(max(batch.root_positions) + count)
         uniforms = batch.uniforms(Purpose.DRAFT, count) if self._draws(batch) else None
         said = self._first(batch, extent)
+        layers = self._layers(batch, extent)
         confidence = Confidence(batch)
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
         for step in range(count):
             if step:
-                said = self._next(batch, said.next, tokens[-1], extent)
+                behind = said.next
+                if tokens[-1] is not behind.tokens:  # drawn, or of another device or vocabulary
+                    behind = behind.of_tokens(tokens[-1].to(self.network.device))
+                said = self._fitted(self.network.advance(behind, layers), batch)
             if uniforms is None:
                 tokens.append(said.likely)
             else:
@@ -89,11 +92,8 @@ class DraftModel(Drafter):
             self.cache.lengths[row.slot] = row.length - 1 + len(tokens)  # the last draft has not been read
         return Draft(torch.cat(tokens, dim=1), confidence.lengths, probs=torch.cat(probs, dim=1) if probs else None)
 
-    def _next(self, batch: Batch, row: Inputs, tokens: Tensor, extent: int) -> Advance:
-        """Read each text's last draft, int64[B, 1], whose row is `row` if it was the most likely token."""
-        if tokens is not row.tokens:
-            row = row.of_tokens(tokens.to(self.network.device))
-        return self._fitted(self.network.advance(row, self.cache.layers(slice(0, len(batch)), extent)), batch)
+    def _layers(self, batch: Batch, extent: int) -> Sequence[tuple[Tensor, Tensor]]:
+        return self.cache.layers(slice(0, len(batch)), extent)
 
     def _draws(self, batch: Batch) -> bool:
         """Whether drafts are drawn, rather than the most likely token taken."""
@@ -112,14 +112,24 @@ class DraftModel(Drafter):
             if have < row.length - at_once:
                 self._read(row, have, row.length - at_once)
             behind = behind or have < row.length - 1
-        roots = batch.roots[:, None].clamp(max=self.network.vocab_size - 1)
-        if behind and at_once == 2:
-            earlier = torch.tensor([self._known(row.tokens[-2:-1]) for row in batch.rows], device=batch.device)
-            inputs = chain(torch.cat([earlier, roots], dim=1), batch.starts - 1, extent).to(self.network.device)
-            logits = self.network.forward(inputs, self.cache.layers(slice(0, len(batch)), extent)).logits
-            assert logits is not None
-            return self._fitted(advanced(logits[:, 1:], inputs.last()), batch)
-        return self._next(batch, chain(roots, batch.starts, extent).to(self.network.device), roots, extent)
+        count = 2 if behind and at_once == 2 else 1
+        starts = [place + 1 - count for place in batch.root_positions]
+        inputs = chain(self._last(batch, count), starts, extent)
+        layers = self._layers(batch, extent)
+        if count == 1:
+            return self._fitted(self.network.advance(inputs, layers), batch)
+        outputs = self.network.forward(inputs, layers, last_logits_only=True)
+        assert outputs.logits is not None
+        likely = outputs.logits.max(-1).indices if outputs.best is None else outputs.best.tokens
+        following = chain(likely, [place + 1 for place in batch.root_positions], extent)
+        return self._fitted(Advance(outputs.logits[:, 0], likely, following), batch)
+
+    def _last(self, batch: Batch, count: int) -> Tensor:
+        """int64[B, count]: the last tokens of every row, on the drafter's device."""
+        if count == 1 and self._fits:
+            return batch.roots.unsqueeze(1)
+        known = [self._known(row.tokens[-count:]) for row in batch.rows]
+        return torch.tensor(known, device=self.network.device)
 
     def _read(self, row: Row, start: int, stop: int) -> None:
         """Read some of a row's tokens into the cache."""
@@ -135,7 +145,7 @@ class DraftModel(Drafter):
 
         Families pad their embedding to different sizes: ids that the drafter lacks are never drafted.
         """
-        if said.logits.shape[-1] == self.vocab_size and said.logits.device == batch.device:
+        if self._fits:
             return said
         logits = said.logits.to(batch.device)
         missing = self.vocab_size - logits.shape[-1]

@@ -70,8 +70,7 @@ class DraftModel:
         self.cache.reserve(rows, self.extent)
         self.rows = slice(0, rows)
         ends = [texts.get(slot, [0] * size)[-size:] for slot in range(rows)]
-        device = self.network.device
-        inputs = chain(torch.tensor(ends, device=device), torch.tensor(first, device=device), self.extent)
+        inputs = chain(torch.tensor(ends, device=self.network.device), first, self.extent)
         for slot, text in texts.items():
             self.cache.lengths[slot] = len(text) + count - 1  # the last draft will not have been read
         if size == 1:

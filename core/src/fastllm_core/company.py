@@ -1,0 +1,54 @@
+"""What the engine knows of the rows of a round for as long as the same ones take part: most of a text's rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from .protocols import Draft
+from .rows import LiveRow
+from .sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Company:
+    """The rows of a round and what follows from their requests."""
+
+    rows: tuple[LiveRow, ...]
+    ids: tuple[int, ...]
+    sampling: Sampling
+    """Their settings as tensors."""
+    draws: tuple[bool, ...]
+    """Which rows sample."""
+    speculates: tuple[bool, ...]
+    """Which rows may draft."""
+    controlled: bool
+    """Some row's controls change its logits."""
+    asks: bool
+    """Some row wants to know how likely its tokens were, or their logits."""
+    nothing: Draft
+    """A draft in which no row has any token."""
+
+    @classmethod
+    def of(cls, rows: Sequence[LiveRow], device: torch.device) -> Self:
+        """What can be known before a round."""
+        requests = [row.request for row in rows]
+        return cls(
+            rows=tuple(rows),
+            ids=tuple(row.id for row in rows),
+            sampling=Sampling.of([request.sampling for request in requests], device),
+            draws=tuple(request.sampling.temperature > 0 for request in requests),
+            speculates=tuple(request.speculate for request in requests),
+            controlled=any(not request.controls.neutral or request.controls.processors for request in requests),
+            asks=any(
+                request.keep_logits or request.logprobs is not None or request.prompt_logprobs is not None
+                for request in requests
+            ),
+            nothing=Draft(
+                torch.zeros(len(rows), 0, dtype=torch.long, device=device),
+                torch.zeros(len(rows), dtype=torch.long, device=device),
+            ),
+        )
