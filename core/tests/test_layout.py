@@ -46,7 +46,7 @@ def test_a_chain_sees_what_came_before(rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
-@pytest.mark.parametrize("starts", [[0], [9], [EXTENT - 1], [0, 3, 17]])
+@pytest.mark.parametrize("starts", [[0], [9], [EXTENT - 1], [EXTENT], [10 * EXTENT], [0, 3, 17]])
 def test_starts_on_the_host_say_the_same(rows: int, starts: list[int]) -> None:
     """With padding beyond the extent, too."""
     tokens = torch.arange(len(starts) * rows).reshape(len(starts), rows)

@@ -39,10 +39,11 @@ def chain(tokens: Tensor, starts: Tensor | Sequence[int], extent: int, *, hidden
 
 def _alone(start: int, rows: int, extent: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Positions, slots and mask of one text's chain: as far as can be, views of what was made once."""
-    line = counted(1 << (extent + rows).bit_length(), device)
+    line = counted(1 << (max(start, extent) + rows).bit_length(), device)
     positions = line.as_strided((1, rows), (rows, 1), start)
     if rows == 1:
-        mask = _steps(extent, device).as_strided((1, 1, extent), (extent, extent, 1), extent - 1 - start)
+        before = max(extent - 1 - start, 0)  # a row behind the extent, which nobody will run, sees all of it
+        mask = _steps(extent, device).as_strided((1, 1, extent), (extent, extent, 1), before)
         return positions, positions, mask
     mask = counted(extent, device) <= positions.unsqueeze(2)
     return positions, positions if start + rows <= extent else positions.clamp(max=extent - 1), mask

@@ -66,6 +66,15 @@ def watch(pipeline: Pipeline, look: Watch) -> None:
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("prompts", [[[1, 2, 3, 4]], [[1, 2, 3, 4], [7]]], ids=["one", "two"])
+def test_the_last_draft_may_fill_what_a_forward_reads(speculative: Loads, prompts: list[list[int]]) -> None:
+    """Drafts of one token, all accepted: the row behind two that were read stands behind the extent at times."""
+    model = small()
+    settings: dict[str, Any] = {"max_new_tokens": 140, "temperature": 0.0, "ignore_eos": True}
+    pipeline = speculative(model, model, **{"draft.length": 1})
+    assert [result.token_ids for result in pipeline.generate(prompts, **settings)] == plain(model, prompts, **settings)
+
+
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS[1:2], PROMPTS], ids=["one", "one token", "five ragged"])
 def test_a_drafter_that_is_the_target_is_always_right(speculative: Loads, prompts: list[list[int]]) -> None:
     pipeline = speculative(small(), small())
