@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
@@ -319,6 +319,21 @@ def test_what_does_not_compile_runs_eagerly_and_says_why(
     ]
     assert all("runs eagerly: Unsupported: data-dependent branching" in message for message in messages)
     assert backend.summary == "eager"
+
+
+def test_one_row_without_a_program_of_its_own_comes_twice(backend: Unrolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_step = backend.compile
+
+    def refuse_one_row(step: Step, path: Path) -> Mapping[str, Any]:
+        if step.form.advance:
+            raise UnsupportedModel("no program of one row")
+        return compile_step(step, path)
+
+    monkeypatch.setattr(backend, "compile", refuse_one_row)
+    model, requests = tiny_model(), [Request((3, 4, 5), max_new_tokens=9)]
+    assert decode(make_engine(model, backend=backend), requests) == decode(make_engine(model), requests)
+    assert {program.name.partition(", ")[2] for program in backend.taken} == {"one text"}
+    assert backend.summary == "compiled"
 
 
 def test_a_program_with_other_answers_is_refused(

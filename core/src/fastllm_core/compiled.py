@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 NARROWEST: Final = 2
 """Rows of the narrowest forward of open size, which cannot be 1: a single row comes twice, into the same slot, where it
 has no program of its own (hidden states that enter, part of the layers, a tree without nodes)."""
+Run = Callable[["LoadedProgram", "Passage", Inputs, tuple[Tensor, ...]], Answer]
+"""How a program is given its arguments and its answers are read."""
 
 log = logging.getLogger("fastllm")
 
@@ -100,27 +102,38 @@ class CompiledRunner(Stepping):
         """network: whose forwards these are."""
         super().__init__(network)
         self.backend = backend
-        self._forwards: dict[tuple[object, ...], LoadedProgram | None] = {}
+        self._forwards: dict[tuple[object, ...], tuple[LoadedProgram | None, Run]] = {}
         self._programs: dict[tuple[Passage, Form], LoadedProgram | None] = {}
         self._facts: dict[str, Any] | None = None
         self._rows: dict[int, Tensor] = {}
 
     def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """Run a forward: by its program if there is one and the cache lies in memory as it must."""
-        whole = passage.stop - passage.start == self.network.layers
         texts, rows = inputs.positions.shape
         hidden, keyed = inputs.hidden is not None, inputs.key_positions is not None
-        form = (passage, hidden, keyed, texts > 1, rows == 1 and whole and not hidden and not keyed)
+        form = (passage, hidden, keyed, texts > 1, rows == 1)
         try:
-            program = self._forwards[form]
+            program, run = self._forwards[form]
         except KeyError:
-            # Which logits are read is an argument: a prompt and a round have one program.
-            program = self._program(replace(passage, last_logits_only=False), Form(*form[1:]))
-            self._forwards[form] = program
+            program, run = self._forwards[form] = self._choose(passage, Form(hidden, keyed, texts > 1), rows)
         buffers = None if program is None else self._buffers(cache)
         if program is None or buffers is None:
             return self.network.eager(passage, inputs, cache)
-        return (_one_row if form[-1] else self._run)(program, passage, inputs, buffers)
+        return run(program, passage, inputs, buffers)
+
+    def _choose(self, passage: Passage, form: Form, rows: int) -> tuple[LoadedProgram | None, Run]:
+        """What runs forwards of a form: the program of one row, else that of any number, else none."""
+        passage = replace(passage, last_logits_only=False)  # an argument: a prompt and a round have one program
+        whole = passage.stop - passage.start == self.network.layers
+        if rows == 1 and whole and not form.hidden and not form.keyed:
+            program = self._program(passage, replace(form, advance=True))
+            if program is not None:
+                return program, _one_row
+        program = self._program(passage, form)
+        name = _name(self.network, passage, form)
+        if program is None and name not in self.backend.missing:
+            self.backend.missing.append(name)
+        return program, self._run
 
     def _run(self, program: LoadedProgram, passage: Passage, inputs: Inputs, buffers: tuple[Tensor, ...]) -> Answer:
         arguments, rows = _rows(inputs), inputs.positions.shape[1]
@@ -164,7 +177,6 @@ class CompiledRunner(Stepping):
         name = _name(self.network, passage, form)
         folder = self.backend.folder
         if not self.backend.compiles and not self._worth_a_key:
-            self.backend.missing.append(name)
             return None
         key = self._key(passage, form)
         try:
@@ -173,9 +185,7 @@ class CompiledRunner(Stepping):
         except (UnsupportedModel, ConfigError, RuntimeError, OSError) as error:
             self.backend.warn(f"{name} runs eagerly: {(str(error).splitlines() or [type(error).__name__])[0]}")
             found = loaded = None
-        if found is None:
-            self.backend.missing.append(name)
-        else:
+        if found is not None:
             self.backend.taken.append(found)
         return loaded
 
