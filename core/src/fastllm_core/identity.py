@@ -38,7 +38,8 @@ def of_model(network: Network, digests: Digests) -> dict[str, Any]:
 
 def of_architecture(network: Network) -> dict[str, Any]:
     """The same without the weights: known at once, however large they are."""
-    packages = sorted({_package(module) for module in network.model.modules()} & plugin_packages())
+    foreign = {_package(module) for module in network.model.modules()} - {name.partition(".")[0] for name in STOCK}
+    packages = sorted(foreign & plugin_packages()) if foreign else []  # looking for what is installed takes a while
     config: Any = network.model.config
     settings = json.loads(config.to_json_string(use_diff=False))
     for key in ("_name_or_path", "transformers_version"):
