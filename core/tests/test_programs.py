@@ -185,7 +185,7 @@ def test_two_at_once_build_once(folder: ProgramFolder) -> None:
 def test_clearing_deletes_all(folder: ProgramFolder) -> None:
     assert folder.clear() == (0, 0)
     folder.keep(KEY, writing())
-    folder.keep({"n": 1}, writing(5))
+    folder.keep({"n": 1}, writing(5)).path.with_suffix(".pt2").write_bytes(b"of an older version")
     assert folder.clear() == (2, 15)
     assert [*folder.folder.iterdir()] == []
 

@@ -268,6 +268,8 @@ def _text(values: Mapping[str, Any]) -> str:
 
 
 def _remove(program: Path) -> None:
-    """The record first: what has none is not there."""
+    """The record first: what has none is not there. Then the library, and what an older version kept in its place."""
     program.with_suffix(RECORD).unlink(missing_ok=True)
-    program.unlink(missing_ok=True)
+    for path in program.parent.glob(f"{program.stem}.*"):
+        if path.suffix != LOCK:
+            path.unlink(missing_ok=True)
