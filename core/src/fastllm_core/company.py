@@ -25,8 +25,6 @@ class Company:
     """Which rows sample."""
     speculates: tuple[bool, ...]
     """Which rows may draft."""
-    controlled: bool
-    """Some row's controls change its logits."""
     asks: bool
     """Some row wants to know how likely its tokens were, or their logits."""
     nothing: Draft
@@ -42,7 +40,6 @@ class Company:
             sampling=Sampling.of([request.sampling for request in requests], device),
             draws=tuple(request.sampling.temperature > 0 for request in requests),
             speculates=tuple(request.speculate for request in requests),
-            controlled=any(not request.controls.neutral or request.controls.processors for request in requests),
             asks=any(
                 request.keep_logits or request.logprobs is not None or request.prompt_logprobs is not None
                 for request in requests

@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -29,17 +28,15 @@ from .company import Company
 from .controllers import Controller, Round
 from .deciding import Decision, decide
 from .errors import RequestError
+from .outcome import outcome_of
 from .processors import absorbed, refuse_sharing
-from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verdict, Verifier
+from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verifier
 from .randomness import fresh_seed, sample_seed
 from .report import Levels, RunReport, nodes_by_level
 from .request import Request
 from .rows import Event, LiveRow, SharedPrompt, ending
-from .sampling import truncated
 from .slots import Slots
 from .steering import Steering
-from .ties import best_of, of_committed
-from .verdicts import HostVerdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -240,16 +237,13 @@ class Engine:
         with clock.phase("verify"):
             scores = parts.verifier.score(batch, draft)
         with clock.phase("accept"):
-            if company.controlled:
-                decision = decide(parts.acceptor, batch, rows, draft, scores, parts.network.dtype)
-            else:
-                decision = Decision(scores, parts.acceptor.decide(batch, draft, scores))
-            drafted, committed, near = self._read(batch, draft, decision)
+            decision = decide(parts.acceptor, batch, rows, draft, scores, parts.network.dtype)
+            drafted, committed, ties = outcome_of(batch, draft, decision, None if self.exact else parts.network.dtype)
         levels = nodes_by_level(draft, drafted)
         events = self._commit(company, batch, draft, scores, decision, levels, committed)
         if company.asks:
-            events = self._with_logprobs(batch, scores, decision, events)
-        self._count(company, levels, committed, near, events, resumed=scores.resumed)
+            events = logprobs.told(events, batch, scores, decision)
+        self._count(company, levels, committed, ties, events, resumed=scores.resumed)
         if before is not None:
             self._learn(company, levels, committed, before)
         for event in events:
@@ -301,20 +295,6 @@ class Engine:
         with self.parts.clock.phase("draft"):
             return drafter.propose(batch)
 
-    def _read(
-        self, batch: Batch, draft: Draft, decision: Decision
-    ) -> tuple[list[int], list[list[int]], list[list[bool]]]:
-        """What was decided, on the host: tokens that each row drafted, those that it commits, and near-ties."""
-        verdict, ties = decision.verdict, self._ties(batch, draft, decision.scores, decision.verdict)
-        if isinstance(verdict, HostVerdict):
-            drafted, near = on_host(draft.lengths, ties)
-            return drafted, verdict.committed, near
-        if not draft.width:
-            tokens, near = on_host(verdict.tokens, ties)
-            return [0] * len(batch), tokens, near
-        drafted, accepted, tokens, near = on_host(draft.lengths, verdict.accepted, verdict.tokens, ties)
-        return drafted, [line[: kept + 1] for line, kept in zip(tokens, accepted, strict=True)], near
-
     def _commit(
         self,
         company: Company,
@@ -343,44 +323,6 @@ class Engine:
         for observer in self._observers:
             observer.observe(batch, draft, scores, verdict)
         return events
-
-    def _ties(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> torch.Tensor:
-        """[B, D + 1]: whether each committed token won by no more than rounding; [B, 0] where nobody asks."""
-        if self.exact or not (batch.sampling.greedy or batch.sampling.mixed):
-            return verdict.tokens[:, :0]
-        close = scores.best.close if scores.best else best_of(scores.logits, self.parts.network.dtype).close
-        if batch.sampling.mixed:
-            close = close & (batch.sampling.temperature == 0)[:, None]
-        return close if draft.parents is None else of_committed(close, verdict)  # a chain's path is its rows
-
-    def _with_logprobs(self, batch: Batch, scores: Scores, decision: Decision, events: list[Event]) -> list[Event]:
-        """The events, and in those of rows that asked how likely their tokens were.
-
-        scores: the target's own answer, before any control.
-        """
-        verdict = decision.verdict
-        requests = [row.request for row in batch.rows]
-        asked = [b for b, request in enumerate(requests) if request.logprobs is not None]
-        kept = [b for b, request in enumerate(requests) if request.keep_logits]
-        told = list(events)
-        if asked or kept:
-            logits = logprobs.behind(scores.logits, verdict).float()
-            for b in kept:
-                told[b] = replace(told[b], logits=logits[b, : len(told[b].tokens)].clone())
-        if asked:
-            raw = torch.tensor([request.logprobs_mode == "raw" for request in requests], device=logits.device)
-            if any(requests[b].logprobs_mode == "processed" for b in asked):
-                edited = logprobs.behind(decision.scores.logits, verdict)
-                logits = torch.where(raw[:, None, None], logits, truncated(edited, batch.sampling))
-            said = logits[asked].log_softmax(-1)
-            top = [requests[b].logprobs or 0 for b in asked]
-            for b, line in zip(asked, logprobs.of_tokens(said, verdict.tokens[asked], top), strict=True):
-                told[b] = replace(told[b], logprobs=tuple(line[: len(told[b].tokens)]))
-        for b, row in enumerate(batch.rows):
-            if requests[b].prompt_logprobs is not None and batch.lengths[b] == row.prompt_length:
-                assert isinstance(row, LiveRow)
-                told[b] = replace(told[b], prompt_logprobs=tuple(row.prompt_logprobs))
-        return told
 
     def _count(
         self,
@@ -457,16 +399,3 @@ class Engine:
                 for row in rows:
                     leaving.callback(self._release, row)
             raise
-
-
-def on_host(*parts: torch.Tensor) -> list[Any]:
-    """Tensors of numbers as lists, for which a device is waited for once."""
-    if parts[0].device.type == "cpu":
-        return [part.tolist() for part in parts]
-    line = iter(torch.cat([part.reshape(-1).long() for part in parts]).tolist())
-    return [
-        list(islice(line, len(part)))
-        if part.dim() == 1
-        else [list(islice(line, part.shape[1])) for _ in range(len(part))]
-        for part in parts
-    ]

@@ -7,16 +7,21 @@ Shapes as in `protocols`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.functional import pad
 
+from .sampling import truncated
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .protocols import Verdict
+    from .batch import Batch
+    from .deciding import Decision
+    from .protocols import Scores, Verdict
+    from .rows import Event, LiveRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,35 @@ def of_tokens(logprobs: Tensor, tokens: Tensor, top: Sequence[int]) -> list[list
         ]
         for line, said, others, likely, wanted in lines
     ]
+
+
+def told(events: Sequence[Event], batch: Batch, scores: Scores, decision: Decision) -> list[Event]:
+    """A round's events, and in those of rows that asked how likely their tokens were, or their logits.
+
+    scores: the target's own answer, before any control.
+    """
+    verdict = decision.verdict
+    requests = [row.request for row in batch.rows]
+    asked = [b for b, request in enumerate(requests) if request.logprobs is not None]
+    kept = [b for b, request in enumerate(requests) if request.keep_logits]
+    said = list(events)
+    if asked or kept:
+        logits = behind(scores.logits, verdict).float()
+        for b in kept:
+            said[b] = replace(said[b], logits=logits[b, : len(said[b].tokens)].clone())
+    if asked:
+        raw = torch.tensor([request.logprobs_mode == "raw" for request in requests], device=logits.device)
+        if any(requests[b].logprobs_mode == "processed" for b in asked):
+            edited = behind(decision.scores.logits, verdict)
+            logits = torch.where(raw[:, None, None], logits, truncated(edited, batch.sampling))
+        top = [requests[b].logprobs or 0 for b in asked]
+        lines = of_tokens(logits[asked].log_softmax(-1), verdict.tokens[asked], top)
+        for b, line in zip(asked, lines, strict=True):
+            said[b] = replace(said[b], logprobs=tuple(line[: len(said[b].tokens)]))
+    for b, row in enumerate(batch.rows):
+        if requests[b].prompt_logprobs is not None and batch.lengths[b] == row.prompt_length:
+            said[b] = replace(said[b], prompt_logprobs=tuple(cast("LiveRow", row).prompt_logprobs))
+    return said
 
 
 def of_prompt(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
