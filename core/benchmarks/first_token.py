@@ -73,7 +73,7 @@ def in_turn(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
                 command = [sys.executable, __file__, "--once", forward, "--model", arguments.model]
                 command += ["--method", arguments.method, "--dtype", arguments.dtype]
                 command += ["--new-tokens", str(arguments.new_tokens)]
-                answer = subprocess.run(command, env={**os.environ, **folder}, check=True, capture_output=True)
+                answer = subprocess.run(command, env={**os.environ, **folder}, check=True, stdout=subprocess.PIPE)
                 found[name].append(json.loads(answer.stdout.splitlines()[-1]))
     return {name: values[1:] for name, values in found.items()}  # files are in memory after the first
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,21 @@ def test_no_compiler_is_one_sentence(
     monkeypatch.setattr(compiler, "obstacle", lambda: "there is no C++ compiler: install one")
     assert guarded(lambda: run(["compile", "--model", model, "--method", "plain"])) == 2
     assert "error: nothing can be compiled here: there is no C++ compiler: install one" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners")
+def test_a_folder_that_is_open_to_others_is_told_before_anything_is_compiled(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ProgramFolder().folder
+    folder.mkdir(mode=0o700)
+    folder.chmod(0o755)
+    assert guarded(lambda: run(["compile", "--model", model, "--method", "plain"])) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"chmod 700 {folder}" in err
+
+
+def test_an_empty_list_says_what_to_do(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compile", "--list"]) == 0
+    assert "nothing is compiled in " in capsys.readouterr().out

@@ -58,6 +58,9 @@ def compile_forwards(
         count, size = folder.clear()
         typer.echo(f"deleted {count} programs, {size / 1e6:.0f} MB, from {folder.folder}")
         return
+    if listed and not folder:
+        typer.echo(f"nothing is compiled in {folder.folder}; try: fastllm compile --model demo --method speculative")
+        return
     if listed:
         _show(list(folder))
         typer.echo(f"{size_of(folder) / 1e6:.0f} MB in {folder.folder}; weights that programs share count once")
@@ -68,6 +71,9 @@ def compile_forwards(
     from ..gain import gain
     from ..pipeline import load
 
+    unsafe = folder.refusal()
+    if unsafe:
+        raise ConfigError(unsafe)
     reason = obstacle()
     if reason:
         raise ConfigError(f"nothing can be compiled here: {reason}; everything runs as before, eagerly")
