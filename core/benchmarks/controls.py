@@ -13,7 +13,7 @@ import itertools
 import random
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -49,10 +49,7 @@ class Case:
 
     def request(self) -> Request:
         """For our engine."""
-        controls = Controls(
-            **{name: getattr(self.controls, name) for name in Controls.__slots__ if name != "processors"},
-            processors=tuple(self.processors()),
-        )
+        controls = replace(self.controls, processors=tuple(self.processors()))
         return Request(
             self.prompt, self.new, eos_token_ids=self.eos, stop=self.stop, controls=controls,
             stopping_criteria=tuple(self.criteria()),

@@ -23,7 +23,7 @@ from torch import Tensor
 import fastllm_core
 from fastllm_core import clock
 from fastllm_core.clock import PHASES
-from fastllm_core.network import Advance, Answer, Inputs, Network, Passage, advanced
+from fastllm_core.network import Advance, Answer, Inputs, Network, Passage, advanced, in_turn
 from fastllm_core.pipeline import Pipeline
 from fastllm_core.slot_layers import CacheLayers
 from fastllm_core.ties import Best
@@ -60,8 +60,10 @@ class FreeRunner:
         behind = advanced(logits, inputs).next.of_tokens(best.tokens) if inputs.positions.shape[1] == 1 else None
         return Answer(logits, (), best, behind)
 
-    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
-        """The same of one row."""
+    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
+        """The same of one row, and of those behind it."""
+        if steps > 1:
+            return in_turn([1] * steps, inputs, lambda _, row: self.advance(passage, row, cache))
         logits, _, best, behind = self.forward(passage, inputs, cache)
         assert logits is not None
         assert best is not None
@@ -88,6 +90,7 @@ def pipeline_of(case: str, rows: int) -> Pipeline:
     return made
 
 
+@torch.inference_mode()  # entered once for all steps, as by `Pipeline.generate`
 def microseconds(pipeline: Pipeline, rows: int, tokens: int) -> tuple[Mapping[str, float], float]:
     """Of one round outside forwards, by phase, and the tokens that a round of one text commits."""
     engine = pipeline.engine

@@ -269,7 +269,7 @@ def test_most_likely_children_that_are_declared_as_draws() -> None:
     class Claims(TableTree):
         def propose(self, batch: Batch) -> Draft:
             top = TableTree(q, self.parents[0].tolist(), Proposal.ONE_HOT).propose(batch)
-            return replace(top, probs=torch.tensor(q(())).expand(len(batch), top.width + 1, -1))
+            return top._replace(probs=torch.tensor(q(())).expand(len(batch), top.width + 1, -1))
 
     star = Claims(q, (-1, -1), Proposal.INDEPENDENT)
     borders = {Purpose.ACCEPT: [1 / 3], Purpose.EXTRA: [0.5, 0.75, 0.8]} | last(2, [0.5, 0.8])

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastllm_core import Adapter, compiler
+from fastllm_core import Adapter, compiled, compiler
 from fastllm_core.backend import Eager, make_backend
 from fastllm_core.batch import Row
 from fastllm_core.cache import SlotCache
@@ -163,6 +163,44 @@ def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int, options: dict
     skipped = "4 sub-layers skipped, hidden states 2, " if options else ""
     (program,) = backend.taken
     assert program.name == f"tiny, {skipped}one row, {'one text' if batch == 1 else 'several texts'}"
+
+
+@pytest.mark.parametrize("options", [{}, SKIPPED], ids=["whole", "skipped"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_chain_is_run_by_strides(backend: Unrolled, batch: int, options: dict[str, Any]) -> None:
+    """One call for many rows says what a call for each says, and writes it to the cache."""
+    network = network_of(tiny_model("llama"))
+    row = rows_of(batch, 1, "chain")
+    cache = filled(network, batch)
+    layers, behind, said = cache.layers(slice(0, batch), EXTENT), row, []
+    for _ in range(10):
+        said.append(network.advance(behind, layers, **options))
+        behind = said[-1].next
+    for runner in (EagerRunner(network), backend.runner(network)):
+        network.runner = runner
+        mine = filled(network, batch)
+        found = network.advance(row, mine.layers(slice(0, batch), EXTENT), steps=10, **options)
+        assert torch.equal(found.likely, torch.cat([one.likely for one in said], 1))
+        torch.testing.assert_close(found.logits, said[-1].logits, rtol=1e-4, atol=1e-4)
+        for states, each in zip(found.hidden, zip(*(one.hidden for one in said), strict=True), strict=True):
+            torch.testing.assert_close(states, torch.cat(each, 1), rtol=1e-4, atol=1e-4)
+        for part in ("tokens", "positions", "slots", "mask"):
+            assert torch.equal(getattr(found.next, part), getattr(behind, part))
+        for ours, theirs in zip(mine.layers(slice(0, batch), EXTENT), layers, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    names = [program.name.rpartition(", ")[0] for program in backend.taken]
+    skipped = "tiny, 4 sub-layers skipped, hidden states 2, " if options else "tiny, "
+    assert names == [f"{skipped}4 rows in turn", f"{skipped}one row"]
+
+
+def test_a_large_network_takes_no_strides(backend: Unrolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = network_of(tiny_model())
+    monkeypatch.setattr(compiled, "QUICK_BYTES", network.weight_bytes - 1)
+    network.runner = backend.runner(network)
+    layers = filled(network, 1).layers(slice(0, 1), EXTENT)
+    assert network.advance(rows_of(1, 1, "chain"), layers, steps=8).likely.shape == (1, 8)
+    assert [program.name for program in backend.taken] == ["tiny, one row, one text"]
+    assert not backend.missing
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -325,7 +363,7 @@ def test_one_row_without_a_program_of_its_own_comes_twice(backend: Unrolled, mon
     compile_step = backend.compile
 
     def refuse_one_row(step: Step, path: Path) -> Mapping[str, Any]:
-        if step.form.advance:
+        if step.form.steps:
             raise UnsupportedModel("no program of one row")
         return compile_step(step, path)
 
@@ -456,7 +494,7 @@ def test_no_compiler_is_said_and_runs_eagerly(
     assert "no C++ compiler" in caplog.text
 
 
-@pytest.mark.parametrize("form", [Form(), Form(many=True), Form(advance=True), Form(keyed=True)], ids=str)
+@pytest.mark.parametrize("form", [Form(), Form(many=True), Form(steps=1), Form(steps=3), Form(keyed=True)], ids=str)
 def test_a_step_exports_with_open_sizes(form: Form) -> None:
     if compiler.obstacle():
         pytest.skip(str(compiler.obstacle()))

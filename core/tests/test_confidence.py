@@ -60,6 +60,23 @@ def test_a_row_ends_behind_a_token_that_ends_its_text_and_keeps_it() -> None:
     assert confidence.lengths.tolist() == [3, 4, 0]
 
 
+def test_a_whole_draft_is_told_at_once() -> None:
+    lines = [[0, 1, 0, 2], [0, 0, 0, 0], [2, 2, 2, 2], [0, 0, 0, 1]]
+    final = ({1, 2}, {2}, {2}, set[int]())
+    at_once, in_turn = (Confidence(batch((4, 3, 0, 4), final=final)) for _ in range(2))
+    assert not at_once.watches
+    at_once.told(torch.tensor(lines))
+    told(in_turn, [SURE] * 4, tokens=[[line[0]] for line in lines])
+    for step in (1, 2, 3):
+        told(in_turn, [SURE] * 4, tokens=[[line[step]] for line in lines])
+    assert at_once.lengths.tolist() == in_turn.lengths.tolist() == [2, 3, 0, 4]
+    assert at_once.drafted == in_turn.drafted == 4
+    nowhere = Confidence(batch((4,), final=({1},)))
+    nowhere.told(torch.empty(1, 4, dtype=torch.long, device="meta"))
+    assert nowhere.lengths.tolist() == [4]
+    assert Confidence(batch((2, 2), (0.0, 0.1))).watches
+
+
 def test_tokens_of_another_device_are_not_read_for_that() -> None:
     confidence = Confidence(batch((2,), final=({1},)))
     nowhere = torch.empty(1, 1, dtype=torch.long, device="meta")  # to read it is an error

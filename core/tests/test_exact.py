@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -179,7 +178,7 @@ def test_the_verifier_does_again_what_a_drafter_did_in_another_shape() -> None:
             from fastllm_core.protocols import Resume
 
             draft = super().propose(batch)
-            return replace(draft, resume=Resume(2, torch.full((len(batch), draft.width + 1, 32), torch.nan)))
+            return draft._replace(resume=Resume(2, torch.full((len(batch), draft.width + 1, 32), torch.nan)))
 
     made, _ = engine(torch.float32, Resuming(guess))
     assert isinstance(made.parts.verifier, ExactVerifier)

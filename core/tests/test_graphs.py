@@ -14,7 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from fastllm_core import graphs
+from fastllm_core.cache import SlotCache
 from fastllm_core.graphs import Graphs
+from fastllm_core.layout import chain
+from fastllm_core.network import EagerRunner
 from fastllm_core.request import Request
 from fastllm_core.testing import tiny_model
 from fastllm_core.testing.drafters import Oracle
@@ -98,9 +101,6 @@ def test_another_cache_is_another_graph(driver: Sequence[FakeGraph]) -> None:
 def test_answers_outlive_the_next_replay(driver: Sequence[FakeGraph]) -> None:
     engine = make_engine(tiny_model(), backend=Graphs())
     network = engine.parts.network
-    from fastllm_core.cache import SlotCache
-    from fastllm_core.layout import chain
-
     cache = SlotCache(network)
     cache.reserve(1, 64)
     layers = cache.layers(slice(0, 1), 64)
@@ -109,6 +109,25 @@ def test_answers_outlive_the_next_replay(driver: Sequence[FakeGraph]) -> None:
     before = first.clone()
     network.forward(chain(torch.tensor([[9]]), torch.tensor([1]), 64), layers)
     assert torch.equal(first, before)
+
+
+def test_a_chain_is_one_graph(driver: Sequence[FakeGraph]) -> None:
+    engine = make_engine(tiny_model(), backend=Graphs())
+    network, captured = engine.parts.network, engine.parts.network.runner
+    row, said = chain(torch.tensor([[3], [9]]), torch.tensor([0, 5]), 64), []
+    for runner in (EagerRunner(network), captured):
+        network.runner = runner
+        cache = SlotCache(network)
+        cache.reserve(2, 64)
+        for _ in range(2):  # the second time it is replayed
+            found = network.advance(row, cache.layers(slice(0, 2), 64), steps=5)
+        said.append(found)
+    mine, theirs = said
+    assert torch.equal(mine.likely, theirs.likely)
+    torch.testing.assert_close(mine.logits, theirs.logits)
+    for ours, other in zip(mine.next, theirs.next, strict=True):
+        assert (ours is None and other is None) or torch.equal(ours, other)  # type: ignore[arg-type]
+    assert len(driver) == 1
 
 
 def test_few_are_kept(driver: Sequence[FakeGraph], monkeypatch: pytest.MonkeyPatch) -> None:

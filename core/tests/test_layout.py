@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastllm_core.layout import LINE, ancestors, chain, numbers, tree
+from fastllm_core.layout import LINE, SMALL, ancestors, chain, numbers, tree
 
 EXTENT = 24
 
@@ -47,10 +47,11 @@ def test_a_chain_sees_what_came_before(rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 @pytest.mark.parametrize("starts", [[0], [9], [EXTENT - 1], [EXTENT], [10 * EXTENT], [0, 3, 17]])
-def test_starts_on_the_host_say_the_same(rows: int, starts: list[int]) -> None:
+@pytest.mark.parametrize("extent", [EXTENT, 2 * SMALL])
+def test_starts_on_the_host_say_the_same(rows: int, extent: int, starts: list[int]) -> None:
     """With padding beyond the extent, too."""
     tokens = torch.arange(len(starts) * rows).reshape(len(starts), rows)
-    mine, theirs = chain(tokens, starts, EXTENT), chain(tokens, torch.tensor(starts), EXTENT)
+    mine, theirs = chain(tokens, starts, extent), chain(tokens, torch.tensor(starts), extent)
     assert mine.tokens is tokens
     for part in ("positions", "slots", "mask"):
         assert torch.equal(getattr(mine, part), getattr(theirs, part))

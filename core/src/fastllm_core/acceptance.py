@@ -151,11 +151,11 @@ def residual(p: Tensor, q: Tensor, weight: Tensor | float = 1.0) -> Tensor:
 
 def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
     # Every greedy round passes here: as few tensor operations as possible.
+    if tokens.is_cpu and tokens.numel() <= _FEW:
+        return _match_chain_on_host(tokens, lengths, choices)
     count = tokens.shape[1]
     if not count:
         return Verdict(lengths, tokens, choices)
-    if tokens.device.type == "cpu" and tokens.numel() <= _FEW:
-        return _match_chain_on_host(tokens, lengths, choices)
     row = torch.arange(count + 1, device=tokens.device)
     node = row[:count]
     hits = (tokens == choices[:, :count]) & (node < lengths[:, None])
@@ -167,13 +167,15 @@ def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
 
 def _match_chain_on_host(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
     """The same number by number: behind a forward each kind of tensor operation costs a processor 10 to 20 us."""
-    committed = []
-    for drafted, length, chosen in zip(tokens.tolist(), lengths.tolist(), choices.tolist(), strict=True):
+    width, committed, drafts = tokens.shape[1], [], lengths.tolist()
+    if not width:
+        return HostVerdict(choices.tolist(), drafts, width)
+    for drafted, length, chosen in zip(tokens.tolist(), drafts, choices.tolist(), strict=True):
         kept = 0
         while kept < length and drafted[kept] == chosen[kept]:
             kept += 1
         committed.append(chosen[: kept + 1])
-    return HostVerdict(committed, tokens.shape[1])
+    return HostVerdict(committed, drafts, width)
 
 
 def _match_tree(tokens: Tensor, lengths: Tensor, parents: Tensor, choices: Tensor) -> Verdict:

@@ -43,9 +43,9 @@ class Row:
         return len(self.tokens)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Batch:
-    """The rows of one round: `rows[b].slot == b`. Shapes as in `protocols`."""
+    """The rows of one round: `rows[b].slot == b`. Shapes as in `protocols`. To be read only."""
 
     rows: tuple[Row, ...]
     draft_lengths: tuple[int, ...]
@@ -62,9 +62,8 @@ class Batch:
 
     def __post_init__(self) -> None:
         """Freeze the lengths, since rows grow when the round is committed."""
-        lengths = tuple([len(row.tokens) for row in self.rows])
-        object.__setattr__(self, "lengths", lengths)
-        object.__setattr__(self, "root_positions", tuple([length - 1 for length in lengths]))
+        self.lengths = tuple([len(row.tokens) for row in self.rows])
+        self.root_positions = tuple([length - 1 for length in self.lengths])
 
     def __len__(self) -> int:
         """B."""

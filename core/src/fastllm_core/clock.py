@@ -48,12 +48,13 @@ class Clock:
             self.forward_since += lost
 
     def restart(self) -> None:
-        """Drop the time since the last switch: nobody was working."""
+        """Drop the time since the last switch: nobody was working, or someone was interrupted."""
+        self.current = "rest"
         self._since = time.perf_counter()
 
     def stop(self) -> float:
         """Count the time until now; nobody is working. Returns all seconds so far."""
-        self.switch(self.current)
+        self.switch("rest")
         return sum(self.phases.values())
 
     def of_rounds(self) -> tuple[float, float, float]:

@@ -30,7 +30,8 @@ class Confidence:
         self.drafted = 0
         """Tokens told so far."""
         self._ends = list(batch.draft_lengths)
-        self._watches = any(batch.thresholds)
+        self.watches = any(batch.thresholds)
+        """Whether every token must be told before the next is drafted."""
         self._final = [row.request.eos_token_ids for row in batch.rows]
         self._ending = any(self._final)
 
@@ -40,12 +41,12 @@ class Confidence:
         logits: float[B, V], the drafter's own, before temperature and truncation.  tokens: int64[B, 1].
         """
         self.drafted += 1
-        if self._watches:
+        if self.watches:
             likely = torch.softmax(logits.float(), -1).gather(1, tokens.to(logits.device))[:, 0].tolist()
             for row, (chance, threshold) in enumerate(zip(likely, self.batch.thresholds, strict=True)):
                 if chance < threshold:
                     self._end(row)
-        if self._ending and (self._watches or tokens.device.type == "cpu"):
+        if self._ending and (self.watches or tokens.is_cpu):
             for row, ((token,), final) in enumerate(zip(tokens.tolist(), self._final, strict=True)):
                 if token in final:
                     self._end(row)
@@ -53,6 +54,14 @@ class Confidence:
 
     def _end(self, row: int) -> None:
         self._ends[row] = min(self._ends[row], self.drafted)
+
+    def told(self, tokens: Tensor) -> None:
+        """Count a whole draft, int64[B, N], at once: where `watches` is false, nobody had to be asked in between."""
+        self.drafted = tokens.shape[1]
+        if self._ending and tokens.is_cpu:
+            for row, (line, final) in enumerate(zip(tokens.tolist(), self._final, strict=True)):
+                if not final.isdisjoint(line):
+                    self._ends[row] = min(self._ends[row], next(n for n, token in enumerate(line, 1) if token in final))
 
     @property
     def lengths(self) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import RequestError
@@ -52,6 +52,8 @@ class Controls:
     """No token of `Request.eos_token_ids` before so many tokens were generated."""
     processors: tuple[LogitsProcessor, ...] = ()
     """The caller's own, called last, in order, once for every token of the text with the tokens before it."""
+    neutral: bool = field(init=False, repr=False, compare=False)
+    """Nothing is changed, but by the caller's processors: looked at once, since every round asks."""
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing; lists will do for tuples."""
@@ -75,6 +77,8 @@ class Controls:
         for processor in self.processors:
             if not callable(processor):
                 raise RequestError(f"processors: a {type(processor).__name__} cannot be called")
+        named = (self.sequence_bias, self.no_repeat_ngram_size, self.bad_words, self.min_new_tokens)
+        object.__setattr__(self, "neutral", not self.penalises and not any(named))
 
     @property
     def biased(self) -> tuple[tuple[int, ...], ...]:
@@ -85,12 +89,6 @@ class Controls:
     def penalises(self) -> bool:
         """Whether it matters which tokens have occurred."""
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
-
-    @property
-    def neutral(self) -> bool:
-        """Nothing is changed, but by the caller's processors."""
-        named = (self.sequence_bias, self.no_repeat_ngram_size, self.bad_words, self.min_new_tokens)
-        return not self.penalises and not any(named)
 
     def largest_token(self) -> int:
         """The largest id that is named, -1 if none is."""

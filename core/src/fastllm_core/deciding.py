@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -25,16 +25,15 @@ if TYPE_CHECKING:
     from .rows import LiveRow
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What was decided about a round."""
 
     scores: Scores
     """The logits as the rule saw them, wherever it looked."""
     verdict: Verdict
-    ended: Mapping[int, str | None] = field(default_factory=dict)
+    ended: Mapping[int, str | None] = MappingProxyType({})
     """Rows of the batch, by index, whose tokens have been judged already, and why each one's text ends."""
-    sweeps: Mapping[int, Sweep] = field(default_factory=dict)
+    sweeps: Mapping[int, Sweep] = MappingProxyType({})
     """Rows whose processors were called for all nodes."""
 
     def settle(self, kept: Sequence[int]) -> None:
@@ -69,7 +68,7 @@ def decide(
     walkers = walk(rows, walking, batch, draft, logits, follower)
     ended = {index: walker.reason for index, walker in zip(walking, walkers, strict=True)}
     best = best_of(logits, dtype) if batch.sampling.greedy or batch.sampling.mixed else None
-    scores = replace(scores, logits=logits, best=best)
+    scores = scores._replace(logits=logits, best=best)
     if len(walking) == len(rows):
         return Decision(scores, verdict_of(walkers, draft.width, batch.device), ended)
     verdict = acceptor.decide(batch, draft, scores)

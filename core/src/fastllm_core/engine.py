@@ -28,6 +28,7 @@ from .company import Company
 from .controllers import Controller, Round
 from .deciding import Decision, decide
 from .errors import RequestError
+from .network import without_gradients
 from .outcome import outcome_of
 from .processors import absorbed, refuse_sharing
 from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verifier
@@ -175,19 +176,29 @@ class Engine:
         try:
             self._stepping = True  # within the try: an interrupt must not leave it set
             self.parts.clock.restart()
-            with torch.inference_mode():
-                if self._waiting:
-                    self._admit()
-                ready = self._slots.ready()
-                if len(ready) < len(self._slots.rows):
-                    self._prefill()
-                    ready = self._slots.ready()
-                return self._guarded(ready, lambda: self._round(ready)) if ready else []
+            return self._step()
         finally:
             self._stepping = False
             while self._cancelled:
                 self.cancel(self._cancelled.pop())
             self.report.seconds = self.parts.clock.stop()
+
+    @without_gradients
+    def _step(self) -> list[Event]:
+        if self._waiting:
+            self._admit()
+        company = self._company
+        if company is None or len(company.rows) < len(self._slots.rows):  # else it is last round's, to a row
+            self._prefill()
+            ready = self._slots.ready()
+            if not ready:
+                return []
+            company = self._company_of(ready)
+        try:
+            return self._round(company)
+        except BaseException:
+            self._free(company.rows)
+            raise
 
     # -- joining ---------------------------------------------------------------------------------------------------
 
@@ -226,19 +237,19 @@ class Engine:
 
     # -- a round ---------------------------------------------------------------------------------------------------
 
-    def _round(self, rows: list[LiveRow]) -> list[Event]:
+    def _round(self, company: Company) -> list[Event]:
         clock, parts = self.parts.clock, self.parts
-        company = self._company_of(rows)
         before = clock.of_rounds() if parts.drafter else None
         lengths = self._draft_lengths(company)
         limits = self._thresholds(company, lengths)
         batch = Batch(company.rows, lengths, parts.network.device, company.sampling, thresholds=limits)
         draft = self._propose(batch, company)
-        with clock.phase("verify"):
-            scores = parts.verifier.score(batch, draft)
-        with clock.phase("accept"):
-            decision = decide(parts.acceptor, batch, rows, draft, scores, parts.network.dtype)
-            drafted, committed, ties = outcome_of(batch, draft, decision, None if self.exact else parts.network.dtype)
+        clock.switch("verify")
+        scores = parts.verifier.score(batch, draft)
+        clock.switch("accept")
+        decision = decide(parts.acceptor, batch, company.rows, draft, scores, parts.network.dtype)
+        drafted, committed, ties = outcome_of(batch, draft, decision, None if self.exact else parts.network.dtype)
+        clock.switch("rest")
         levels = nodes_by_level(draft, drafted)
         events = self._commit(company, batch, draft, scores, decision, levels, committed)
         if company.asks:
@@ -292,8 +303,8 @@ class Engine:
         drafter = self.parts.drafter
         if drafter is None or not any(batch.draft_lengths):
             return company.nothing
-        with self.parts.clock.phase("draft"):
-            return drafter.propose(batch)
+        self.parts.clock.switch("draft")
+        return drafter.propose(batch)
 
     def _commit(
         self,
@@ -395,7 +406,10 @@ class Engine:
         try:
             return work()
         except BaseException:
-            with ExitStack() as leaving:  # goes on to the next row if the drafter fails again while it lets one go
-                for row in rows:
-                    leaving.callback(self._release, row)
+            self._free(rows)
             raise
+
+    def _free(self, rows: Sequence[LiveRow]) -> None:
+        with ExitStack() as leaving:  # goes on to the next row if the drafter fails again while it lets one go
+            for row in rows:
+                leaving.callback(self._release, row)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -84,19 +83,19 @@ class GraphRunner:
         best = None if tokens is None or close is None else Best(tokens, close)
         return Answer(logits, tuple(state for state in hidden if state is not None), best)
 
-    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
-        """One row and the row behind it, in one graph."""
+    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
+        """Some rows in turn and the row behind them, in one graph."""
         eager = EagerRunner(self.network)
 
         def work(inputs: Inputs) -> Flat:
-            logits, likely, behind, hidden = eager.advance(passage, inputs, cache)
+            logits, likely, behind, hidden = eager.advance(passage, inputs, cache, steps)
             return (logits, likely, behind.positions, behind.slots, behind.mask, *hidden)
 
-        found = self._replayed(("advance", passage), work, inputs, cache)
+        found = self._replayed(("advance", passage, steps), work, inputs, cache)
         if found is None:
-            return eager.advance(passage, inputs, cache)
+            return eager.advance(passage, inputs, cache, steps)
         logits, likely, positions, slots, mask, *hidden = (part for part in found if part is not None)
-        return Advance(logits, likely, Inputs(likely, None, positions, slots, mask, None), tuple(hidden))
+        return Advance(logits, likely, Inputs(likely[:, -1:], None, positions, slots, mask, None), tuple(hidden))
 
     def _replayed(
         self, what: object, work: Callable[[Inputs], Flat], inputs: Inputs, cache: CacheLayers
@@ -145,8 +144,8 @@ class CapturedCall:
         Raises UnsupportedModel if the graph then answers something else, as it does if numbers were looked at on the
         host while it was recorded.
         """
-        self.inputs = Inputs(*(None if part is None else part.clone() for part in _parts(inputs)))  # type: ignore[arg-type]
-        self._given = _by_dtype(_parts(self.inputs))
+        self.inputs = Inputs(*(None if part is None else part.clone() for part in inputs))  # type: ignore[arg-type]
+        self._given = _by_dtype(self.inputs)
         device = inputs.positions.device
         stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -166,7 +165,7 @@ class CapturedCall:
 
     def replay(self, inputs: Inputs) -> Flat:
         """The same kernels over other numbers."""
-        for mine, theirs in zip(self._given, _by_dtype(_parts(inputs)), strict=True):
+        for mine, theirs in zip(self._given, _by_dtype(inputs), strict=True):
             torch._foreach_copy_(mine, theirs)  # one launch for all of a type
         self.graph.replay()
         return tuple(None if part is None else part.clone() for part in self.answer)
@@ -185,9 +184,5 @@ def _by_dtype(parts: Sequence[Tensor | None]) -> list[list[Tensor]]:
     return list(found.values())
 
 
-def _parts(inputs: Inputs) -> tuple[Tensor | None, ...]:
-    return tuple(getattr(inputs, field.name) for field in fields(inputs))
-
-
 def _shapes(inputs: Inputs) -> tuple[object, ...]:
-    return tuple(None if part is None else (tuple(part.shape), part.dtype) for part in _parts(inputs))
+    return tuple(None if part is None else (tuple(part.shape), part.dtype) for part in inputs)

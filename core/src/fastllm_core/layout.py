@@ -16,6 +16,9 @@ from .network import Inputs
 
 LINE: Final = 1 << 18
 """More than there are tokens in a vocabulary, or positions in most texts."""
+SMALL: Final = 1024
+"""Slots up to which what every row sees is kept, a megabyte at most: behind more of them no forward is so quick that
+making a mask shows."""
 
 
 def chain(tokens: Tensor, starts: Tensor | Sequence[int], extent: int, *, hidden: Tensor | None = None) -> Inputs:
@@ -28,7 +31,8 @@ def chain(tokens: Tensor, starts: Tensor | Sequence[int], extent: int, *, hidden
     entry = None if hidden is not None else tokens
     if not isinstance(starts, Tensor):
         if len(starts) == 1:
-            return Inputs(entry, hidden, *_alone(starts[0], rows, extent, device), None)
+            small = starts[0] + rows <= extent <= SMALL
+            return Inputs(entry, hidden, *(_known if small else _alone)(starts[0], rows, extent, device), None)
         starts = numbers(starts, device)
     positions = starts[:, None] if rows == 1 else starts[:, None] + counted(rows, device)
     mask = counted(extent, device) <= positions.unsqueeze(2)
@@ -41,12 +45,19 @@ def _alone(start: int, rows: int, extent: int, device: torch.device) -> tuple[Te
     """Positions, slots and mask of one text's chain: as far as can be, views of what was made once."""
     line = counted(1 << (max(start, extent) + rows).bit_length(), device)
     positions = line.as_strided((1, rows), (rows, 1), start)
+    slots = positions if rows == 1 or start + rows <= extent else positions.clamp(max=extent - 1)
     if rows == 1:
         before = max(extent - 1 - start, 0)  # a row behind the extent, which nobody will run, sees all of it
         mask = _steps(extent, device).as_strided((1, 1, extent), (extent, extent, 1), before)
-        return positions, positions, mask
-    mask = counted(extent, device) <= positions.unsqueeze(2)
-    return positions, positions if start + rows <= extent else positions.clamp(max=extent - 1), mask
+    elif start + rows <= extent <= SMALL:
+        mask = _triangle(extent, device).as_strided((1, rows, extent), (rows * extent, extent, 1), start * extent)
+    else:
+        mask = counted(extent, device) <= positions.unsqueeze(2)
+    return positions, slots, mask
+
+
+_known = lru_cache(maxsize=1024)(_alone)
+"""The same where it is views alone, kept: every text comes by the same places."""
 
 
 @lru_cache(maxsize=256)
@@ -62,8 +73,13 @@ def numbers(values: Sequence[int], device: torch.device) -> Tensor:
     Making a tensor takes a processor 20 us behind a forward, and a GPU has to be waited for.
     """
     if len(values) == 1 and 0 <= values[0] < LINE:
-        return counted(LINE, device).as_strided((1,), (1,), values[0])
+        return _number(values[0], device)
     return torch.tensor(values, device=device)
+
+
+@lru_cache(maxsize=1024)
+def _number(value: int, device: torch.device) -> Tensor:
+    return counted(LINE, device).as_strided((1,), (1,), value)
 
 
 @lru_cache(maxsize=64)
@@ -71,6 +87,13 @@ def _steps(extent: int, device: torch.device) -> Tensor:
     """bool[2 T - 1]: T times true, then false. Its part from T - 1 - n on is what a row at position n sees."""
     with torch.inference_mode(False):
         return torch.arange(2 * extent - 1, device=device) < extent
+
+
+@lru_cache(maxsize=16)
+def _triangle(extent: int, device: torch.device) -> Tensor:
+    """bool[T, T]: what a row at each position sees."""
+    with torch.inference_mode(False):
+        return torch.ones(extent, extent, dtype=torch.bool, device=device).tril()
 
 
 def tree(

@@ -7,7 +7,7 @@ Shapes as in `protocols`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -85,7 +85,7 @@ def told(events: Sequence[Event], batch: Batch, scores: Scores, decision: Decisi
     if asked or kept:
         logits = behind(scores.logits, verdict).float()
         for b in kept:
-            said[b] = replace(said[b], logits=logits[b, : len(said[b].tokens)].clone())
+            said[b] = said[b]._replace(logits=logits[b, : len(said[b].tokens)].clone())
     if asked:
         raw = torch.tensor([request.logprobs_mode == "raw" for request in requests], device=logits.device)
         if any(requests[b].logprobs_mode == "processed" for b in asked):
@@ -94,10 +94,10 @@ def told(events: Sequence[Event], batch: Batch, scores: Scores, decision: Decisi
         top = [requests[b].logprobs or 0 for b in asked]
         lines = of_tokens(logits[asked].log_softmax(-1), verdict.tokens[asked], top)
         for b, line in zip(asked, lines, strict=True):
-            said[b] = replace(said[b], logprobs=tuple(line[: len(said[b].tokens)]))
+            said[b] = said[b]._replace(logprobs=tuple(line[: len(said[b].tokens)]))
     for b, row in enumerate(batch.rows):
         if requests[b].prompt_logprobs is not None and batch.lengths[b] == row.prompt_length:
-            said[b] = replace(said[b], prompt_logprobs=tuple(cast("LiveRow", row).prompt_logprobs))
+            said[b] = said[b]._replace(prompt_logprobs=tuple(cast("LiveRow", row).prompt_logprobs))
     return said
 
 

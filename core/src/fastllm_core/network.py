@@ -38,9 +38,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """The arguments of a forward, all of fixed shape."""
+class Inputs(NamedTuple):
+    """The arguments of a forward, all of fixed shape. Rounds make several: a named tuple takes no time."""
 
     tokens: Tensor | None
     """int64[B, R], or None if `hidden` is given."""
@@ -59,8 +58,7 @@ class Inputs:
         """The same rows on another device."""
         if self.positions.device == device:
             return self
-        parts = (self.tokens, self.hidden, self.positions, self.slots, self.mask, self.key_positions)
-        return Inputs(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
+        return Inputs(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
 
     def last(self) -> Inputs:
         """The last of the rows alone, with its token."""
@@ -74,8 +72,7 @@ class Inputs:
         return Inputs(tokens, None, self.positions, self.slots, self.mask, self.key_positions)
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
+class Outputs(NamedTuple):
     """What a forward answers."""
 
     logits: Tensor | None
@@ -119,16 +116,16 @@ class Answer(NamedTuple):
 
 
 class Advance(NamedTuple):
-    """One token further in a chain: what a row says, and the row behind it."""
+    """S tokens further in a chain: what its rows say, and the row behind them."""
 
     logits: Tensor
-    """float[B, V]"""
+    """float[B, V]: of the last row."""
     likely: Tensor
-    """int64[B, 1]: the most likely tokens."""
+    """int64[B, S]: the most likely token behind each row, which is the next row's."""
     next: Inputs
-    """The rows of `likely`, one position and one slot further."""
+    """The row of the last of `likely`, one position and one slot further."""
     hidden: tuple[Tensor, ...] = ()
-    """float[B, 1, H]: the passage's hidden states, in its order."""
+    """float[B, S, H]: the passage's hidden states, in its order."""
 
 
 class Runner(Protocol):
@@ -138,8 +135,8 @@ class Runner(Protocol):
         """Some rows through some layers; see `Network.forward`."""
         ...
 
-    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
-        """One row of each text, to the last layer; see `Network.advance`."""
+    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
+        """One row of each text, to the last layer, and those behind it; see `Network.advance`."""
         ...
 
 
@@ -154,8 +151,10 @@ class Stepping(ABC):
     def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """See `Network.forward`."""
 
-    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Advance:
+    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
         """See `Network.advance`."""
+        if steps > 1:
+            return in_turn([1] * steps, inputs, lambda _, row: self.advance(passage, row, cache))
         logits, hidden, best, behind = self.forward(passage, inputs, cache)
         assert logits is not None
         if best is None or behind is None:
@@ -167,6 +166,17 @@ def advanced(logits: Tensor, inputs: Inputs, hidden: tuple[Tensor, ...] = ()) ->
     """What follows from the logits of a row, float[B, 1, V]."""
     likely = logits.max(-1).indices
     return Advance(logits[:, 0], likely, following(inputs, likely), hidden)
+
+
+def in_turn(strides: Sequence[int], inputs: Inputs, advance: Callable[[int, Inputs], Advance]) -> Advance:
+    """One advance made of several: so many steps each, from the row behind the last."""
+    said = [advance(strides[0], inputs)]
+    for steps in strides[1:]:
+        said.append(advance(steps, said[-1].next))
+    if len(said) == 1:
+        return said[0]
+    hidden = tuple(torch.cat(states, 1) for states in zip(*(one.hidden for one in said), strict=True))
+    return said[-1]._replace(likely=torch.cat([one.likely for one in said], 1), hidden=hidden)
 
 
 def following(inputs: Inputs, tokens: Tensor) -> Inputs:
@@ -245,7 +255,7 @@ class Network:
     def runner(self, runner: Runner) -> None:
         self._runner = runner
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """V, the width of the logits."""
         return int(self.loaded.vocab_size)
@@ -254,6 +264,11 @@ class Network:
     def hidden_size(self) -> int:
         """H, the width of hidden states."""
         return int(self.config.hidden_size)
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """What its weights take, each counted once."""
+        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
 
     @cached_property
     def reads_tokens(self) -> bool:
@@ -322,6 +337,7 @@ class Network:
         inputs: Inputs,
         cache: CacheLayers,
         *,
+        steps: int = 1,
         skip_attention: frozenset[int] = frozenset(),
         skip_mlp: frozenset[int] = frozenset(),
         hidden_layers: tuple[int, ...] = (),
@@ -330,11 +346,13 @@ class Network:
 
         inputs: tokens int64[B, 1], without key positions. A chain is drafted by calling this again and again, with
         `next` as it is or, for a token that was drawn, with `Inputs.of_tokens`.
+        steps: rows to run, each the most likely token behind the last; where nobody looks at a token before the next
+        is drafted, one call for all of them spares a back end the way through Python between them.
         skip_*, hidden_layers: as for `forward`.
         """
         passage = passage_of(0, self.layers, skip_attention, skip_mlp, hidden_layers)
         with self.clock.forward():
-            return self.runner.advance(passage, inputs, cache)
+            return self.runner.advance(passage, inputs, cache, steps)
 
     def eager(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """Run a forward as transformers does, kernel by kernel: what every other back end must agree with."""

@@ -34,8 +34,7 @@ def outcome_of(batch: Batch, draft: Draft, decision: Decision, dtype: torch.dtyp
     """Read a decision.  dtype: the one that rounds; None if near-ties need not be counted."""
     verdict, ties = decision.verdict, _ties(batch, draft, decision, dtype)
     if isinstance(verdict, HostVerdict):
-        drafted, near = on_host(draft.lengths, ties)
-        return Outcome(drafted, verdict.committed, near)
+        return Outcome(verdict.drafted, verdict.committed, ties.tolist())
     if not draft.width:
         tokens, near = on_host(verdict.tokens, ties)
         return Outcome([0] * len(batch), tokens, near)
@@ -57,7 +56,7 @@ def _ties(batch: Batch, draft: Draft, decision: Decision, dtype: torch.dtype | N
 
 def on_host(*parts: Tensor) -> list[Any]:
     """Tensors of numbers, one or two dimensions each, as lists: a device is waited for once."""
-    return [part.tolist() for part in parts] if parts[0].device.type == "cpu" else at_once(parts)
+    return [part.tolist() for part in parts] if parts[0].is_cpu else at_once(parts)
 
 
 def at_once(parts: Sequence[Tensor]) -> list[Any]:

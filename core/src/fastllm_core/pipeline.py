@@ -21,6 +21,7 @@ from .device import Device, select_device
 from .errors import RequestError
 from .generation import Generation, Piece, Settings
 from .models import LoadedModel, load_model
+from .network import without_gradients
 from .processors import refuse_sharing
 from .prompts import Prompt, encode, is_batch
 from .request import Request, SamplingParams
@@ -192,6 +193,7 @@ class Pipeline:
             raise RequestError("the pipeline is closed")
         self.engine.check(request)
 
+    @without_gradients  # once for all steps: each would enter it anew
     def _generate(self, requests: list[Request], samples: int | None = None) -> list[Any]:
         count = samples or 1
         with self._rows(requests, count) as rows:

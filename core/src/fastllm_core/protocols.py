@@ -14,9 +14,10 @@ explicitly gives the optional methods for free.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,8 +74,7 @@ class ExtraRows:
     """bool[B, E, W + E]: which rows of this round each extra row sees. All of them see the committed cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """What a drafter proposes for one round. `N = 0` is legal: the round is then plain decoding."""
 
     tokens: Tensor
@@ -98,13 +98,12 @@ class Draft:
         return self.tokens.shape[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
+class Scores(NamedTuple):
     """The target's answer to a round."""
 
     logits: Tensor
     """float[B, W, V]: row r scores the token that follows row r."""
-    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    hidden: Mapping[int, Tensor] = MappingProxyType({})
     """float[B, W, H] for each layer in `Drafter.hidden_layers`: i is the input of layer i, the number of layers is the
     last hidden state, after the final norm."""
     extra_logits: Tensor | None = None

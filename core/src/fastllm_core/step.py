@@ -6,7 +6,7 @@ of its own, in which nothing needs a batch. The cache's whole buffers come in an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,8 +33,9 @@ class Form:
     """Key positions are given: a tree's rows."""
     many: bool = False
     """More than one text."""
-    advance: bool = False
-    """One row, and the row behind it comes out as well: of a plain round, and of a chain (`Network.advance`)."""
+    steps: int = 0
+    """Above 0: one row, so many times, each with the most likely token behind the last, and the row behind them comes
+    out as well: of a plain round, and of a chain (`Network.advance`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Step(nn.Module):
         self.origin, self.network = network, network.for_export()
         self.passage, self.form = passage, form
         self.view = self.network.view(passage)  # so that export finds the weights
-        self.reads = passage.stop == network.layers and not form.advance
+        self.reads = passage.stop == network.layers and not form.steps
         """Whether a call says which rows' logits it wants."""
         self.shapes = network.kv_shapes
 
@@ -103,28 +104,37 @@ class Step(nn.Module):
         """entry: int64[B, R] or float[B, R, H].  logits_to_keep: int64[K].  buffers: see `slot_layers.buffers_of`.
 
         The others: see `Inputs`. Returns logits and what is best in them, if the last layer ran, and the passage's
-        hidden states; or what is known of one row: logits, what is best in them, positions, slots and mask of the row
-        behind, and the hidden states.
+        hidden states; or what is known of single rows: the last one's logits, each one's best token, whether the last
+        was close, positions, slots and mask of the row behind, and the hidden states.
         """
-        inputs = self._inputs(entry, positions, slots, mask, key_positions)
-        stores = iter(buffers)
-        nothing = torch.empty(0)
-        layers = [
-            SlotLayer(nothing, nothing, slots)
-            if shape is None
-            else OpenLayer(next(stores), next(stores), slots, mask.shape[2])
-            for shape in self.shapes
-        ]
-        return self._flat(inputs, self.network.compute(self.passage, inputs, layers, logits_to_keep))
 
-    def eager(self, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """What the network itself answers to `forward`'s arguments, with all rows' logits: a program must agree."""
+        def run(inputs: Inputs) -> Answer:
+            stores = iter(buffers)
+            nothing = torch.empty(0)
+            layers = [
+                SlotLayer(nothing, nothing, inputs.slots)
+                if shape is None
+                else OpenLayer(next(stores), next(stores), inputs.slots, mask.shape[2])
+                for shape in self.shapes
+            ]
+            return self.network.compute(self.passage, inputs, layers, logits_to_keep)
+
+        return self._answers(self._inputs(entry, positions, slots, mask, key_positions), run)
+
+    def eager(self, arguments: tuple[Any, ...], tokens: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What the network itself answers to `forward`'s arguments, with all rows' logits: a program must agree.
+
+        tokens: int64[B, S], where rows follow each other: what it shall go on with, instead of its own choice.
+        """
         entry, positions, slots, mask, key_positions, _, buffers = arguments
-        inputs = self._inputs(entry, positions, slots, mask, key_positions)
-        stores = iter([buffer[:, :, : mask.shape[2]] for buffer in buffers])
-        nothing = torch.empty(0)
-        cache = [(nothing, nothing) if shape is None else (next(stores), next(stores)) for shape in self.shapes]
-        return self._flat(inputs, self.origin.eager(self.passage, inputs, cache))
+
+        def run(inputs: Inputs) -> Answer:
+            stores: Iterator[Tensor] = iter([buffer[:, :, : mask.shape[2]] for buffer in buffers])
+            nothing = torch.empty(0)
+            cache = [(nothing, nothing) if shape is None else (next(stores), next(stores)) for shape in self.shapes]
+            return self.origin.eager(self.passage, inputs, cache)
+
+        return self._answers(self._inputs(entry, positions, slots, mask, key_positions), run, tokens)
 
     def _inputs(
         self, entry: Tensor, positions: Tensor, slots: Tensor, mask: Tensor, key_positions: Tensor | None
@@ -132,19 +142,28 @@ class Step(nn.Module):
         tokens, hidden = (None, entry) if self.form.hidden else (entry, None)
         return Inputs(tokens, hidden, positions, slots, mask, key_positions)
 
-    def _flat(self, inputs: Inputs, answer: Answer) -> tuple[Tensor, ...]:
-        if answer.logits is None:
-            return answer.hidden
-        if not self.form.advance:
-            return (answer.logits, *best_of(answer.logits, self.network.dtype), *answer.hidden)
-        best = best_of(answer.logits, self.network.dtype)
-        behind = following(inputs, best.tokens)
-        return (answer.logits, *best, behind.positions, behind.slots, behind.mask, *answer.hidden)
+    def _answers(
+        self, inputs: Inputs, run: Callable[[Inputs], Answer], tokens: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        if not self.form.steps:
+            logits, hidden, *_ = run(inputs)
+            return hidden if logits is None else (logits, *best_of(logits, self.network.dtype), *hidden)
+        said, likely, states = [], [], []
+        for step in range(self.form.steps):
+            logits, hidden, *_ = run(inputs)
+            assert logits is not None
+            best = best_of(logits, self.network.dtype)
+            said.append(logits)
+            likely.append(best.tokens)
+            states.append(hidden)
+            inputs = following(inputs, best.tokens if tokens is None else tokens[:, step : step + 1])
+        early = [_in_line(parts) for parts in zip(*states, strict=True)]
+        return (said[-1], _in_line(likely), best.close, inputs.positions, inputs.slots, inputs.mask, *early)
 
     def example(self, sizes: Sizes = TRACED) -> tuple[Any, ...]:
         """Arguments of some sizes, for a call in the middle of the extent."""
         network, device = self.network, self.network.device
-        texts, rows = (3 if self.form.many else 1), 1 if self.form.advance else sizes.rows
+        texts, rows = (3 if self.form.many else 1), 1 if self.form.steps else sizes.rows
         positions = (torch.arange(rows, device=device) + sizes.extent // 3).repeat(texts, 1)
         entry: Tensor = torch.arange(3, 3 + rows, device=device).repeat(texts, 1) % network.vocab_size
         if self.form.hidden:
@@ -165,10 +184,15 @@ class Step(nn.Module):
         from torch.export import Dim  # half a second, and nobody who only loads a program needs it
 
         texts = {0: Dim("texts", min=2, max=MOST_TEXTS)} if self.form.many else {}
-        rows = {} if self.form.advance else {1: Dim("rows", min=2, max=MOST_ROWS)}
+        rows = {} if self.form.steps else {1: Dim("rows", min=2, max=MOST_ROWS)}
         extent, capacity = Dim("extent", min=2, max=MOST_SLOTS), Dim("capacity", min=2, max=MOST_SLOTS)
         read = {0: Dim("read", min=2, max=MOST_ROWS)} if self.reads else None
         row = {**texts, **rows}
         keys = {**texts, 1: extent} if self.form.keyed else None
         stores = [{**texts, 2: capacity} for shape in self.shapes if shape is not None for _ in shape[1:]]
         return row, row, row, {**row, 2: extent}, keys, read, stores
+
+
+def _in_line(parts: Sequence[Tensor]) -> Tensor:
+    """[B, S, ...]: what each of some steps said, [B, 1, ...]."""
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], 1)

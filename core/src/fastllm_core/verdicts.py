@@ -24,29 +24,31 @@ class HostVerdict(Verdict):
 
     committed: list[list[int]]
     """Each row's kept tokens and its extra token."""
-    drafted: int
+    drafted: list[int]
+    """Tokens of each row's draft."""
+    width: int
     """N"""
 
-    def __init__(self, committed: list[list[int]], drafted: int) -> None:
+    def __init__(self, committed: list[list[int]], drafted: list[int], width: int) -> None:
         """See the attributes."""
-        object.__setattr__(self, "committed", committed)
-        object.__setattr__(self, "drafted", drafted)
+        vars(self).update(committed=committed, drafted=drafted, width=width)
 
     @cached_property
     def accepted(self) -> Tensor:
         """As in `Verdict`."""
-        return torch.tensor([len(tokens) - 1 for tokens in self.committed])
+        return torch.tensor([len(tokens) - 1 for tokens in self.committed], dtype=torch.long)
 
     @cached_property
     def path(self) -> Tensor:
         """As in `Verdict`."""
         kept = [len(tokens) - 1 for tokens in self.committed]
-        return torch.tensor([[*range(count), *[-1] * (self.drafted - count)] for count in kept])
+        return torch.tensor([[*range(count), *[-1] * (self.width - count)] for count in kept], dtype=torch.long)
 
     @cached_property
     def tokens(self) -> Tensor:
         """As in `Verdict`."""
-        return torch.tensor([[*line, *[-1] * (self.drafted + 1 - len(line))] for line in self.committed])
+        lines = [[*line, *[-1] * (self.width + 1 - len(line))] for line in self.committed]
+        return torch.tensor(lines, dtype=torch.long)
 
 
 def real(tokens: Tensor, lengths: Tensor) -> Tensor:

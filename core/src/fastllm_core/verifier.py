@@ -39,6 +39,9 @@ class TargetVerifier:
         assert context.cache is not None
         self.network, self.cache = context.network, context.cache
         self.widths = round_widths(context.draft_length)
+        self._padded = {
+            width: next(fixed for fixed in self.widths if fixed >= width) for width in range(1, self.widths[-1] + 1)
+        }
         self.hidden_layers = hidden_layers
         self._seen: tuple[Tensor, Tensor] | None = None
         """The last tree's parents, and what its rows see of each other."""
@@ -72,7 +75,7 @@ class TargetVerifier:
 
     def padded(self, width: int) -> int:
         """The smallest of the fixed widths that holds `width` rows; a wider draft (a large tree) keeps its own."""
-        return next((fixed for fixed in self.widths if fixed >= width), width)
+        return self._padded.get(width, width)
 
     def _inputs(self, batch: Batch, draft: Draft, rows: int, extent: int) -> Inputs:
         """Rows in order: root, nodes, extra rows, padding."""
@@ -102,7 +105,7 @@ class TargetVerifier:
         if self._behind is not None:
             lengths, inputs = self._behind
             if lengths == batch.lengths and inputs.mask.shape[2] == extent and inputs.tokens is not None:
-                if inputs.tokens[:, 0].tolist() == [row.tokens[-1] for row in batch.rows]:
+                if inputs.tokens.tolist() == [[row.tokens[-1]] for row in batch.rows]:
                     return inputs
                 return inputs.of_tokens(batch.roots.unsqueeze(1))
         return layout.chain(batch.roots.unsqueeze(1), batch.root_positions, extent)

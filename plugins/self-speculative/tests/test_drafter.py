@@ -185,7 +185,7 @@ def stale(propose: Callable[..., Draft]) -> Callable[..., Draft]:
         hidden = drafter.network.forward(
             _rows(drafter, batch, draft), _layers(drafter, batch), stop=1, skip_attention=frozenset({0})
         ).hidden[1]
-        return replace(draft, resume=Resume(1, hidden))
+        return draft._replace(resume=Resume(1, hidden))
 
     return wrong
 
@@ -196,7 +196,7 @@ def early(propose: Callable[..., Draft]) -> Callable[..., Draft]:
     def wrong(drafter: SkippingDrafter, batch: Batch) -> Draft:
         draft = propose(drafter, batch)
         rows = _rows(drafter, batch, draft)
-        rows = replace(rows, slots=(rows.slots - 1).clamp(min=0))
+        rows = rows._replace(slots=(rows.slots - 1).clamp(min=0))
         drafter.network.forward(rows, _layers(drafter, batch), skip_mlp=frozenset({0}))
         return draft
 
@@ -228,7 +228,7 @@ def test_an_early_exit_that_forgets_its_last_token_is_found(monkeypatch: pytest.
     resume = SkippingDrafter._resume
 
     def wrong(drafter: SkippingDrafter, last: Any, early: list[torch.Tensor], layers: Any) -> Any:
-        return resume(drafter, replace(last, tokens=last.tokens * 0), early, layers)
+        return resume(drafter, last._replace(tokens=last.tokens * 0), early, layers)
 
     monkeypatch.setattr(SkippingDrafter, "_resume", wrong)
     with pytest.raises(AssertionError):

@@ -90,7 +90,7 @@ class Texts:
         return Texts(torch.cat([self.tokens, other.tokens]), torch.cat([self.weights, other.weights]), numbers)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class GridBatch(Batch):
     """A batch of texts of one length. Subclass it and override `uniforms` to show what wrong keys do."""
 

@@ -32,7 +32,7 @@ class UnrolledProgram(LoadedProgram):
         entry, positions, slots, mask = (next(given) for _ in range(4))
         keyed = next(given) if form.keyed else None
         read = next(given) if self.step.reads else None
-        assert form.advance or entry.shape[1] >= NARROWEST, "an open size cannot be 1"
+        assert form.steps or entry.shape[1] >= NARROWEST, "an open size cannot be 1"
         assert (entry.shape[0] > 1) is form.many, "one text and several have programs of their own"
         return list(self.step(entry, positions, slots, mask, keyed, read, list(given)))
 

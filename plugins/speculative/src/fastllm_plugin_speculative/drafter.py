@@ -69,10 +69,24 @@ class DraftModel(Drafter):
         """
         count = max(batch.draft_lengths)
         extent = self.cache.extent(max(batch.root_positions) + count)
+        confidence = Confidence(batch)
+        probs = None
+        if self._draws(batch) or confidence.watches or not self._fits:
+            tokens, probs = self._one_by_one(batch, count, extent, confidence)
+        else:
+            tokens = self._first(batch, extent, count).likely
+            confidence.told(tokens)
+        for row in _drafting(batch):
+            self.cache.lengths[row.slot] = row.length - 1 + tokens.shape[1]  # the last draft has not been read
+        return Draft(tokens, confidence.lengths, probs=probs)
+
+    def _one_by_one(
+        self, batch: Batch, count: int, extent: int, confidence: Confidence
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draft where every token is looked at before the next: int64[B, N], and what they were drawn from."""
         uniforms = batch.uniforms(Purpose.DRAFT, count) if self._draws(batch) else None
         said = self._first(batch, extent)
         layers = self._layers(batch, extent)
-        confidence = Confidence(batch)
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
         for step in range(count):
@@ -88,9 +102,7 @@ class DraftModel(Drafter):
                 tokens.append(draw(probs[-1][:, 0], uniforms[:, step])[:, None])
             if not confidence.goes_on(said.logits, tokens[-1]):
                 break
-        for row in _drafting(batch):
-            self.cache.lengths[row.slot] = row.length - 1 + len(tokens)  # the last draft has not been read
-        return Draft(torch.cat(tokens, dim=1), confidence.lengths, probs=torch.cat(probs, dim=1) if probs else None)
+        return torch.cat(tokens, dim=1), torch.cat(probs, dim=1) if probs else None
 
     def _layers(self, batch: Batch, extent: int) -> Sequence[tuple[Tensor, Tensor]]:
         return self.cache.layers(slice(0, len(batch)), extent)
@@ -99,8 +111,8 @@ class DraftModel(Drafter):
         """Whether drafts are drawn, rather than the most likely token taken."""
         return self.proposal is Proposal.SAMPLED and not batch.sampling.greedy
 
-    def _first(self, batch: Batch, extent: int) -> Advance:
-        """Read the last committed token of every row, and before it whatever the cache lacks.
+    def _first(self, batch: Batch, extent: int, steps: int = 1) -> Advance:
+        """Read the last committed token of every row, and before it whatever the cache lacks, then go on drafting.
 
         After a draft that was accepted whole it lacks two tokens, the last draft and the bonus; after plain rounds,
         more. A row that drafts nothing is not worth reading for: what it says is padding.
@@ -117,12 +129,15 @@ class DraftModel(Drafter):
         inputs = chain(self._last(batch, count), starts, extent)
         layers = self._layers(batch, extent)
         if count == 1:
-            return self._fitted(self.network.advance(inputs, layers), batch)
+            return self._fitted(self.network.advance(inputs, layers, steps=steps), batch)
         outputs = self.network.forward(inputs, layers, last_logits_only=True)
         assert outputs.logits is not None
         likely = outputs.logits.max(-1).indices if outputs.best is None else outputs.best.tokens
         following = chain(likely, [place + 1 for place in batch.root_positions], extent)
-        return self._fitted(Advance(outputs.logits[:, 0], likely, following), batch)
+        if steps == 1:
+            return self._fitted(Advance(outputs.logits[:, 0], likely, following), batch)
+        more = self.network.advance(following, layers, steps=steps - 1)
+        return more._replace(likely=torch.cat([likely, more.likely], dim=1))
 
     def _last(self, batch: Batch, count: int) -> Tensor:
         """int64[B, count]: the last tokens of every row, on the drafter's device."""
@@ -137,6 +152,8 @@ class DraftModel(Drafter):
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         """Tokens with another id in place of those that only the target's vocabulary has: drafts there are worse."""
+        if self._fits:
+            return list(tokens)
         last = self.network.vocab_size - 1
         return [min(token, last) for token in tokens]
 
