@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -45,7 +46,7 @@ class Machine:
             length = controller.lengths(range(rows), [rate] * rows if told else None)[0]
             accepted = tuple(self._accepted(length, rate) for _ in range(rows))
             noise = 1 + self.noise * self.rng.random()
-            verify, draft = (self.verify + self.slope * length) * noise, self.draft * length * noise
+            verify, draft = (self.verify + self.slope * length) * noise, self.drafting(length) * noise
             controller.observe(Round(tuple(range(rows)), (length,) * rows, accepted, draft, verify, self.rest))
             self.seconds += verify + draft + self.rest
             self.tokens += sum(accepted) + rows
@@ -61,7 +62,11 @@ class Machine:
         return max(choices, key=lambda n: self.rate(n, rate))
 
     def rate(self, length: int, rate: float) -> float:
-        return expected_tokens(rate, length) / (self.verify + (self.slope + self.draft) * length + self.rest)
+        seconds = self.verify + self.slope * length + self.drafting(length) + self.rest
+        return expected_tokens(rate, length) / seconds
+
+    def drafting(self, length: int) -> float:
+        return self.draft * length
 
 
 @pytest.mark.parametrize(
@@ -128,6 +133,34 @@ def test_auto_is_as_fast_as_the_best_length(longest: int, acceptance: float, dra
     assert average * 1.1 > 0.93 * machine.rate(best, acceptance)  # noise makes every round 1.1 times as long
     near = [n for n in range(longest + 1) if machine.rate(n, acceptance) > 0.95 * machine.rate(best, acceptance)]
     assert sum(near[0] <= length <= near[-1] for length in lengths[50:]) > 0.85 * len(lengths[50:])
+
+
+class Strides(Machine):
+    """Its drafter makes four tokens in a call that takes hardly longer than one."""
+
+    def drafting(self, length: int) -> float:
+        return self.draft * (length // 4 + length % 4)
+
+
+def test_auto_times_drafts_of_each_length() -> None:
+    """Two tokens cost twice as much as four; taken for a share of four's time, they would look like the best."""
+    machine = Strides(draft=0.3)
+    lengths = machine.run(CostModel(8), 400, 0.5)
+    assert machine.best(8, 0.5) == 4
+    assert Counter(lengths[20:]).most_common(1)[0][0] == 4
+    assert lengths[20:].count(4) > 0.95 * len(lengths[20:])
+
+
+def test_one_unlucky_time_is_put_right() -> None:
+    machine, controller = Machine(draft=0.02), CostModel(8)
+    best = machine.best(8, 0.5)
+    assert best == 4
+    machine.run(controller, 2, 0.5)
+    for length in (8, 8, 2, 2, 2):
+        controller.observe(Round((0,), (length,), (0,), 0.02 * length, 1.0, 0.0))
+    controller.observe(Round((0,), (best,), (0,), 0.9, 9.0, 0.0))  # the machine did something else meanwhile
+    lengths = machine.run(controller, 200, 0.5)
+    assert lengths[50:].count(best) > 0.9 * len(lengths[50:])
 
 
 def test_auto_with_certain_acceptance_takes_exactly_the_arg_max() -> None:

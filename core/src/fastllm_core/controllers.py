@@ -176,6 +176,9 @@ class Threshold(Controller):
 class Recent:
     """The best of the latest times, not their mean: other work on the machine only ever adds."""
 
+    FEW: Final = 3
+    """Times up to which the best of them may still be far too long."""
+
     __slots__ = ("best", "times")
 
     def __init__(self) -> None:
@@ -184,17 +187,21 @@ class Recent:
         self.best = float("inf")
 
     def add(self, seconds: float) -> bool:
-        """One more, for which the oldest may go. Returns whether another is the best now."""
+        """One more, for which the oldest may go. Returns whether something else follows from them now."""
         self.times.append(seconds)
         before, self.best = self.best, min(self.times)
-        return self.best != before
+        return self.best != before or len(self.times) <= self.FEW
+
+    def within(self, guess: float) -> float:
+        """The best; no more than a guess while that is of few times, or an unlucky one would never be put right."""
+        return self.best if len(self.times) >= self.FEW else min(self.best, guess)
 
 
 class CostModel(Controller):
     """The length that maximises expected tokens per second, from measured times and measured acceptance.
 
     With acceptance rate a (independent draws, arXiv:2211.17192 section 3) a draft of g tokens commits
-    (1 - a^(g+1)) / (1 - a) tokens on average and costs verify(g + 1) + g * draft + rest seconds. Where plain decoding
+    (1 - a^(g+1)) / (1 - a) tokens on average and costs draft(g) + verify(g + 1) + rest seconds. Where plain decoding
     wins, nothing is drafted, but for a short probe now and then, at ever longer intervals.
 
     What the drafter expects takes the place of the row's acceptance where it can tell: so a row drafts as soon as it
@@ -220,8 +227,8 @@ class CostModel(Controller):
         self._choices = [width - 1 for width in round_widths(longest)]
         self._acceptance: dict[int, tuple[float, float]] = {}
         self._verify: dict[int, dict[int, Recent]] = defaultdict(lambda: defaultdict(Recent))
-        """By rows of the batch and length."""
-        self._draft: dict[int, Recent] = defaultdict(Recent)
+        self._draft: dict[int, dict[int, Recent]] = defaultdict(lambda: defaultdict(Recent))
+        """Both by rows of the batch and length."""
         self._rest: dict[int, Recent] = defaultdict(Recent)
         self._rounds: dict[int, dict[int, float]] = defaultdict(dict)
         self._since_plain = 0
@@ -266,21 +273,27 @@ class CostModel(Controller):
         """What a round takes, kept until one of its times changes."""
         known = self._rounds[batch]
         if length not in known:
-            draft = self._draft[batch].best * length if length else 0.0
+            draft = self._draft_seconds(batch, length) if length else 0.0
             known[length] = self._verify_seconds(batch, length) + draft + self._rest[batch].best
         return known[length]
+
+    def _draft_seconds(self, batch: int, length: int) -> float:
+        """Measured (a drafter may make several tokens at once), or so much for each token as the nearest length."""
+        known = self._draft[batch]
+        nearest = min((n for n in known if n != length), key=lambda n: abs(n - length), default=length)
+        guess = known[nearest].best * length / nearest
+        return known[length].within(guess) if length in known else guess
 
     def _verify_seconds(self, batch: int, length: int) -> float:
         """Measured, or interpolated between the measured lengths around it."""
         known = self._verify[batch]
-        if length in known:
-            return known[length].best
         below = max((n for n in known if n < length), default=None)
         above = min((n for n in known if n > length), default=None)
         if below is None or above is None:
-            return known[above if below is None else below].best  # type: ignore[index]
+            return known[length if length in known else above if below is None else below].best  # type: ignore[index]
         share = (length - below) / (above - below)
-        return known[below].best + share * (known[above].best - known[below].best)
+        guess = known[below].best + share * (known[above].best - known[below].best)
+        return known[length].within(guess) if length in known else guess
 
     def observe(self, round_: Round) -> None:
         """Learn the round's times and what was accepted."""
@@ -288,7 +301,7 @@ class CostModel(Controller):
         changed = self._verify[batch][length].add(round_.verify_seconds)
         changed |= self._rest[batch].add(round_.rest_seconds)
         if length:
-            changed |= self._draft[batch].add(round_.draft_seconds / length)
+            changed |= self._draft[batch][length].add(round_.draft_seconds)
         if changed:
             self._rounds[batch].clear()
         self._since_plain = self._since_plain + 1 if length else 0
