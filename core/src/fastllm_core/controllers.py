@@ -1,7 +1,8 @@
 """How many tokens to draft: fixed, heuristic, until the drafter is unsure, or what the measured cost model says.
 
 A controller may look at past rounds, never at the tokens that this round will draw, so that no choice of its own biases
-the output: a token at which a draft ends stays in the draft. Its state for a row starts afresh with each request.
+the output: a token at which a draft ends stays in the draft. Its state for a row starts afresh with each request, but
+in one that looks at time, with which a seed promises no text anyway.
 """
 
 from __future__ import annotations
@@ -204,17 +205,22 @@ class CostModel(Controller):
     (1 - a^(g+1)) / (1 - a) tokens on average and costs draft(g) + verify(g + 1) + rest seconds. Where plain decoding
     wins, nothing is drafted, but for a short probe now and then, at ever longer intervals.
 
-    What the drafter expects takes the place of the row's acceptance where it can tell: so a row drafts as soon as it
-    has something good, however long it had not.
+    A row's acceptance begins with what others showed. What the drafter expects takes its place where it can tell: so a
+    row drafts as soon as it has something good, however long it had not.
     """
 
     weighs = True
 
     MEMORY: Final = 0.95
     """How much of the acceptance counts survives a round."""
-    PRIOR: Final = (1.5, 2.0)
-    """Accepted and tested tokens that a new row starts with: optimistic, so that it tries."""
-    FIRST_PROBE, LAST_PROBE = 16, 256
+    PRIOR: Final = 0.75
+    """Rate of acceptance before any is known: optimistic, so that drafting is tried."""
+    WEIGHT: Final = 8.0
+    """Tested tokens that what other rows showed is worth to a new one. With few, an early rejection would end the
+    drafts of a text for many rounds."""
+    POOL: Final = 0.98
+    """How much of the pooled counts survives a round."""
+    FIRST_PROBE, LAST_PROBE = 8, 256
     """Rounds between probes: doubled after each that did not pay."""
     REMEASURE: Final = 128
     """Rounds after which plain decoding is timed again, while drafting pays."""
@@ -226,6 +232,9 @@ class CostModel(Controller):
         self.longest = longest
         self._choices = [width - 1 for width in round_widths(longest)]
         self._acceptance: dict[int, tuple[float, float]] = {}
+        """Accepted and tested tokens of each row."""
+        self._pool = (self.PRIOR * self.WEIGHT, self.WEIGHT)
+        """The same of all rows so far."""
         self._verify: dict[int, dict[int, Recent]] = defaultdict(lambda: defaultdict(Recent))
         self._draft: dict[int, dict[int, Recent]] = defaultdict(lambda: defaultdict(Recent))
         """Both by rows of the batch and length."""
@@ -266,8 +275,14 @@ class CostModel(Controller):
 
     def acceptance(self, row: int) -> float:
         """The row's rate of acceptance, 0..1."""
-        accepted, tested = self._acceptance.get(row, self.PRIOR)
+        accepted, tested = self._acceptance.get(row) or self._fresh
         return accepted / tested
+
+    @property
+    def _fresh(self) -> tuple[float, float]:
+        """What a new row starts with."""
+        accepted, tested = self._pool
+        return accepted / tested * self.WEIGHT, self.WEIGHT
 
     def _seconds(self, batch: int, length: int) -> float:
         """What a round takes, kept until one of its times changes."""
@@ -308,12 +323,14 @@ class CostModel(Controller):
         self._since_probe = 0 if length else self._since_probe + 1
         for row, drafted, accepted in zip(round_.rows, round_.drafted, round_.accepted, strict=True):
             if drafted:
-                kept, tested = self._acceptance.get(row, self.PRIOR)
-                new = (kept * self.MEMORY + accepted, tested * self.MEMORY + min(accepted + 1, drafted))
-                self._acceptance[row] = new
+                looked_at = min(accepted + 1, drafted)
+                kept, tested = self._acceptance.get(row) or self._fresh
+                self._acceptance[row] = kept * self.MEMORY + accepted, tested * self.MEMORY + looked_at
+                kept, tested = self._pool
+                self._pool = kept * self.POOL + accepted, tested * self.POOL + looked_at
 
     def release(self, row: int) -> None:
-        """Forget the row's acceptance; the times stay, they belong to the machine."""
+        """Forget the row's acceptance; the times stay, they belong to the machine, and what others begin with."""
         self._acceptance.pop(row, None)
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import fastllm_core
-from fastllm_core import Batch, Draft, Pipeline, Purpose, Sampling, SlotCache, chain, draw, warp
+from fastllm_core import Batch, Draft, Pipeline, Purpose, Sampling, SlotCache, chain, compiled, draw, warp
+from fastllm_core.rehearsal import rehearse
 from fastllm_core.testing import tiny_model, tiny_tokenizer
+from fastllm_core.testing.unrolled import Unrolled
 from fastllm_plugin_speculative import drafter as drafter_module
 from fastllm_plugin_speculative.drafter import DraftModel
 
@@ -352,3 +354,23 @@ def test_drafts_end_where_the_draft_model_is_unsure(speculative: Loads) -> None:
     assert [text.token_ids for text in texts] == plain(target, max_new_tokens=16)
     drafted = [text.report.drafted / text.report.rounds for text in texts]
     assert 0 < min(drafted) < max(drafted) < LENGTH
+
+
+def test_every_forward_comes_up_in_a_rehearsal(
+    speculative: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no draft is accepted, too: a drafter that has sat out a round reads two rows at once."""
+    monkeypatch.setenv("FASTLLM_COMPILED", str(tmp_path / "compiled"))
+    monkeypatch.setattr(compiled, "Compiled", Unrolled)
+    pipeline = speculative(
+        small(), tiny_model(num_hidden_layers=1, seed=9), forward="compiled", **{"engine.max_rows": 2}
+    )
+    rehearse(pipeline, batch=True)
+    assert isinstance(pipeline.backend, Unrolled)
+    drafting = f"{drafter_of(pipeline).network.loaded.name}, "
+    names = {program.name for program in pipeline.backend.taken if program.name.startswith(drafting)}
+    assert names == {
+        f"{drafting}{rows}{texts}"
+        for texts in ("one text", "several texts")
+        for rows in ("", "one row, ", f"{compiled.STRIDE} rows in turn, ")
+    }

@@ -23,7 +23,6 @@ from .settings import (
 )
 
 if TYPE_CHECKING:
-    from ..pipeline import Pipeline
     from ..programs import Program
 
 
@@ -70,6 +69,7 @@ def compile_forwards(
     from ..compiler import obstacle
     from ..gain import gain
     from ..pipeline import load
+    from ..rehearsal import rehearse
 
     unsafe = folder.refusal()
     if unsafe:
@@ -81,7 +81,7 @@ def compile_forwards(
     with load(config=chosen, trust_remote_code=trust_remote_code) as pipeline:
         backend = pipeline.backend
         assert isinstance(backend, Compiled), "the configuration asks for it"
-        _run_all(pipeline, batch)
+        rehearse(pipeline, batch)
         _show(backend.taken)
         if backend.missing or not backend.taken:
             raise ModelError(f"not compiled: {', '.join(backend.missing) or pipeline.target.name}")
@@ -89,15 +89,6 @@ def compile_forwards(
         hidden = pipeline.drafter.hidden_layers if pipeline.drafter else ()
         gains = [str(gain(network, rows, hidden)) for rows in (1, pipeline.config.draft.length + 1)]
         typer.echo(f"a forward of {pipeline.target.name}: {'; '.join(gains)}")
-
-
-def _run_all(pipeline: Pipeline, batch: bool) -> None:
-    """Decode a little in every way, so that every forward comes up: with and without drafts, one text and several."""
-    new = 2 * pipeline.config.draft.length + 4
-    prompt = [(3 + index % 4) % pipeline.target.vocab_size for index in range(12)]  # repeats itself, for look-up
-    for prompts in [[prompt], [prompt, prompt[1:]]] if batch else [[prompt]]:
-        for speculate in (True, False):
-            pipeline.generate(prompts, max_new_tokens=new, temperature=0, speculate=speculate, ignore_eos=True)
 
 
 def _show(programs: Sequence[Program]) -> None:

@@ -1,0 +1,44 @@
+"""A short run in which every forward of a configuration comes up, so that all of them are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .controllers import Controller, Fixed
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+
+def rehearse(pipeline: Pipeline, batch: bool) -> None:
+    """Decode a little in every way: with and without drafts, one text and, for a batch, several.
+
+    The pipeline is left with another controller, and is good for nothing else.
+    """
+    engine = pipeline.engine
+    engine.parts = replace(engine.parts, controller=InTurn(engine.parts.controller, engine.draft_length))
+    new = 4 * engine.draft_length + 4
+    prompt = [(3 + index % 4) % pipeline.target.vocab_size for index in range(12)]  # repeats itself, for look-up
+    for prompts in [[prompt], [prompt, prompt[1:]]] if batch else [[prompt]]:
+        for speculate in (True, False):
+            pipeline.generate(prompts, max_new_tokens=new, temperature=0, speculate=speculate, ignore_eos=True)
+
+
+class InTurn(Fixed):
+    """Two rounds with drafts, then one without: behind that a drafter has two tokens to read, whatever was accepted."""
+
+    def __init__(self, own: Controller, longest: int) -> None:
+        """own: where drafts end is its word.  longest: tokens to draft."""
+        super().__init__(longest)
+        self.own, self.rounds = own, 0
+
+    def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
+        """The longest, or none."""
+        self.rounds += 1
+        return [self.longest if self.rounds % 3 else 0] * len(rows)
+
+    def thresholds(self, rows: Sequence[int], sampled: Sequence[bool]) -> list[float]:
+        """The configured controller's."""
+        return self.own.thresholds(rows, sampled)
