@@ -163,6 +163,17 @@ def test_one_unlucky_time_is_put_right() -> None:
     assert lengths[50:].count(best) > 0.9 * len(lengths[50:])
 
 
+def test_a_cold_start_is_put_right() -> None:
+    machine, controller = Machine(draft=0.02), CostModel(5)
+    for _ in range(9):  # everything is slow at first, and the longest drafts come first
+        controller.observe(Round((0,), (5,), (5,), 0.5, 3.0, 0.05))
+    for _ in range(3):
+        controller.observe(Round((0,), (4,), (4,), 0.08, 1.0, 0.05))
+    lengths = machine.run(controller, 600, 0.9)
+    assert machine.best(5, 0.9) == 5
+    assert lengths[300:].count(5) > 0.95 * 300
+
+
 def test_auto_with_certain_acceptance_takes_exactly_the_arg_max() -> None:
     for draft, expected in ((0.02, 16), (0.3, 16), (1.2, 0)):
         machine = Machine(draft=draft)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from operator import itemgetter
+from statistics import median
 from typing import Final, NamedTuple, Protocol
 
 from .errors import ConfigError
@@ -175,27 +176,30 @@ class Threshold(Controller):
 
 
 class Recent:
-    """The best of the latest times, not their mean: other work on the machine only ever adds."""
+    """The median of the latest times: a slow round does not move it, nor does it matter how many times there are.
+
+    (Of the best, it does: what is done often looks better than what is done seldom, and so is done still more often.)
+    """
 
     FEW: Final = 3
-    """Times up to which the best of them may still be far too long."""
+    """Times up to which it may still be far too long."""
 
-    __slots__ = ("best", "times")
+    __slots__ = ("times", "typical")
 
     def __init__(self) -> None:
         """No time is known yet."""
         self.times: deque[float] = deque(maxlen=9)
-        self.best = float("inf")
+        self.typical = float("inf")
 
-    def add(self, seconds: float) -> bool:
-        """One more, for which the oldest may go. Returns whether something else follows from them now."""
+    def add(self, seconds: float) -> None:
+        """One more, for which the oldest may go."""
         self.times.append(seconds)
-        before, self.best = self.best, min(self.times)
-        return self.best != before or len(self.times) <= self.FEW
+        self.typical = median(self.times)
 
-    def within(self, guess: float) -> float:
-        """The best; no more than a guess while that is of few times, or an unlucky one would never be put right."""
-        return self.best if len(self.times) >= self.FEW else min(self.best, guess)
+    @property
+    def settled(self) -> bool:
+        """Whether there are enough times that an unlucky one is seen to be one."""
+        return len(self.times) >= self.FEW
 
 
 class CostModel(Controller):
@@ -223,7 +227,8 @@ class CostModel(Controller):
     FIRST_PROBE, LAST_PROBE = 8, 256
     """Rounds between probes: doubled after each that did not pay."""
     REMEASURE: Final = 128
-    """Rounds after which plain decoding is timed again, while drafting pays."""
+    """Rounds after which plain decoding is timed again while drafting pays, and lengths that were not drafted are no
+    longer known: their times may be those of a cold start."""
     MARGIN: Final = 1.02
     """How much better drafting must look before it is chosen over plain decoding: times are noisy."""
 
@@ -239,7 +244,8 @@ class CostModel(Controller):
         self._draft: dict[int, dict[int, Recent]] = defaultdict(lambda: defaultdict(Recent))
         """Both by rows of the batch and length."""
         self._rest: dict[int, Recent] = defaultdict(Recent)
-        self._rounds: dict[int, dict[int, float]] = defaultdict(dict)
+        self._lately: dict[int, list[int]] = defaultdict(list)
+        """Lengths of the latest rounds, by rows of the batch."""
         self._since_plain = 0
         self._since_probe = 0
         self._probe_after = self.FIRST_PROBE
@@ -252,7 +258,7 @@ class CostModel(Controller):
 
     def _length(self, rates: Sequence[float]) -> int:
         batch = len(rates)
-        if batch not in self._draft:
+        if not self._draft.get(batch):
             return self.longest
         if 0 not in self._verify[batch] or self._since_plain >= self.REMEASURE:
             return 0
@@ -285,40 +291,49 @@ class CostModel(Controller):
         return accepted / tested * self.WEIGHT, self.WEIGHT
 
     def _seconds(self, batch: int, length: int) -> float:
-        """What a round takes, kept until one of its times changes."""
-        known = self._rounds[batch]
-        if length not in known:
-            draft = self._draft_seconds(batch, length) if length else 0.0
-            known[length] = self._verify_seconds(batch, length) + draft + self._rest[batch].best
-        return known[length]
+        """What a round takes."""
+        draft = self._draft_seconds(batch, length) if length else 0.0
+        return draft + self._verify_seconds(batch, length) + self._rest[batch].typical
 
     def _draft_seconds(self, batch: int, length: int) -> float:
-        """Measured (a drafter may make several tokens at once), or so much for each token as the nearest length."""
+        """Measured (a drafter may make several tokens at once), or so much for each token as the nearest length.
+
+        Until it was measured a few times, no more than that, or an unlucky one would never be put right.
+        """
         known = self._draft[batch]
+        measured = known.get(length)
+        if measured and measured.settled:
+            return measured.typical
         nearest = min((n for n in known if n != length), key=lambda n: abs(n - length), default=length)
-        guess = known[nearest].best * length / nearest
-        return known[length].within(guess) if length in known else guess
+        guess = known[nearest].typical * length / nearest
+        return min(measured.typical, guess) if measured else guess
 
     def _verify_seconds(self, batch: int, length: int) -> float:
-        """Measured, or interpolated between the measured lengths around it."""
+        """Measured, or interpolated between the lengths around it: as for drafts."""
         known = self._verify[batch]
+        measured = known.get(length)
+        if measured and measured.settled:
+            return measured.typical
         below = max((n for n in known if n < length), default=None)
-        above = min((n for n in known if n > length), default=None)
-        if below is None or above is None:
-            return known[length if length in known else above if below is None else below].best  # type: ignore[index]
-        share = (length - below) / (above - below)
-        guess = known[below].best + share * (known[above].best - known[below].best)
-        return known[length].within(guess) if length in known else guess
+        above = min((n for n in known if n > length), default=below)
+        if above is None:
+            return known[length].typical
+        if below is None:
+            below = above
+        share = (length - below) / (above - below) if above > below else 0.0
+        guess = known[below].typical + share * (known[above].typical - known[below].typical)
+        return min(measured.typical, guess) if measured else guess
 
     def observe(self, round_: Round) -> None:
         """Learn the round's times and what was accepted."""
         batch, length = len(round_.rows), max(round_.drafted)
-        changed = self._verify[batch][length].add(round_.verify_seconds)
-        changed |= self._rest[batch].add(round_.rest_seconds)
+        self._verify[batch][length].add(round_.verify_seconds)
+        self._rest[batch].add(round_.rest_seconds)
         if length:
-            changed |= self._draft[batch][length].add(round_.draft_seconds)
-        if changed:
-            self._rounds[batch].clear()
+            self._draft[batch][length].add(round_.draft_seconds)
+        self._lately[batch].append(length)
+        if len(self._lately[batch]) >= self.REMEASURE:
+            self._forget(batch)
         self._since_plain = self._since_plain + 1 if length else 0
         self._since_probe = 0 if length else self._since_probe + 1
         for row, drafted, accepted in zip(round_.rows, round_.drafted, round_.accepted, strict=True):
@@ -328,6 +343,14 @@ class CostModel(Controller):
                 self._acceptance[row] = kept * self.MEMORY + accepted, tested * self.MEMORY + looked_at
                 kept, tested = self._pool
                 self._pool = kept * self.POOL + accepted, tested * self.POOL + looked_at
+
+    def _forget(self, batch: int) -> None:
+        """Lengths that were not drafted lately are tried again where their neighbours make them look good."""
+        done = {*self._lately[batch]} - {0}
+        self._lately[batch].clear()
+        for times in (self._verify[batch], self._draft[batch]) if done else ():
+            for length in times.keys() - done - {0}:
+                del times[length]
 
     def release(self, row: int) -> None:
         """Forget the row's acceptance; the times stay, they belong to the machine, and what others begin with."""
