@@ -37,13 +37,14 @@ def test_it_compiles_shows_and_clears(model: str, capsys: pytest.CaptureFixture[
     assert "a forward of" in out
     assert "6 rows" in out
     kinds = sorted(program.name.partition(", ")[2] for program in ProgramFolder())
-    assert kinds == ["one row, one text", "one row, several texts", "one text"]
+    in_turn = ["4 rows in turn, one text", "4 rows in turn, several texts"]
+    assert kinds == [*in_turn, "one row, one text", "one row, several texts", "one text"]
     assert run(["compile", "--list"]) == 0
     assert "one text" in capsys.readouterr().out
     assert run(["generate", "--model", model, "--method", "plain", "abc", "--max-new-tokens", "3", "--stats"]) == 0
     assert "forwards: compiled" in capsys.readouterr().err
     assert run(["compile", "--clear"]) == 0
-    assert "deleted 3 programs" in capsys.readouterr().out
+    assert "deleted 5 programs" in capsys.readouterr().out
     assert run(["generate", "--model", model, "--method", "plain", "abc", "--max-new-tokens", "3", "--stats"]) == 0
     err = capsys.readouterr().err
     assert f"forwards: eager; 'fastllm compile --model {model} --method plain' and the same settings makes them" in err

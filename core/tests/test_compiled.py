@@ -146,7 +146,7 @@ def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int, options: dict
         network.runner = runner
         layers, row, said = filled(network, batch).layers(slice(0, batch), EXTENT), rows_of(batch, 1, "chain"), []
         for step in range(4):
-            logits, likely, behind, hidden = network.advance(row, layers, **options)
+            logits, likely, behind, hidden, _ = network.advance(row, layers, **options)
             starts = torch.arange(11, 11 + batch) + step
             outputs = network.forward(row, layers, **options)
             assert outputs.logits is not None
@@ -280,7 +280,7 @@ def test_few_programs_serve_prompts_and_rounds(backend: Unrolled) -> None:
     wanted = decode(make_engine(model), requests)
     assert decode(make_engine(model, backend=backend), requests) == wanted
     assert sorted(program.name for program in backend.taken) == [
-        "LlamaForCausalLM, one row, several texts",
+        "LlamaForCausalLM, 4 rows in turn, several texts",
         "LlamaForCausalLM, one text",
     ]
     continuations = {prompt: [*prompt, *tokens] for prompt, tokens in zip(prompts, wanted, strict=True)}
@@ -351,11 +351,7 @@ def test_what_does_not_compile_runs_eagerly_and_says_why(
     with caplog.at_level(logging.WARNING, logger="fastllm"):
         assert decode(make_engine(model, backend=backend), requests) == decode(make_engine(model), requests)
     messages = [record.message for record in caplog.records]
-    assert [message.partition(" runs")[0] for message in messages] == [
-        "LlamaForCausalLM, one text",
-        "LlamaForCausalLM, one row, one text",
-    ]
-    assert all("runs eagerly: Unsupported: data-dependent branching" in message for message in messages)
+    assert messages == ["LlamaForCausalLM, one text runs eagerly: Unsupported: data-dependent branching"]
     assert backend.summary == "eager"
 
 
@@ -515,19 +511,20 @@ def test_one_that_is_really_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pytest.skip(str(compiler.obstacle()))
     monkeypatch.setattr(compiler, "OPTIONS", {"freezing": True})  # without timing kernels, which takes longer
     model = tiny_model(num_hidden_layers=1)
-    requests = [Request((3, 4, 5, 6, 7), max_new_tokens=12)]
+    requests = [Request((3, 4, 5, 6, 7), max_new_tokens=13)]
     wanted = decode(make_engine(model), requests)
     backend = Compiled(ProgramFolder(tmp_path / "programs"), compiles=True)
     oracle = Oracle({(3, 4, 5, 6, 7): [3, 4, 5, 6, 7, *wanted[0]]}, lambda at: at % 4 == 0)
     assert decode(make_engine(model, backend=backend), requests) == wanted
     assert decode(make_engine(model, oracle, backend=backend), requests) == wanted
     programs = {program.path: program for program in backend.taken}.values()
-    assert sorted(program.name.partition(", ")[2] for program in programs) == ["one row, one text", "one text"]
+    kinds = sorted(program.name.partition(", ")[2] for program in programs)
+    assert kinds == ["4 rows in turn, one text", "one row, one text", "one text"]
     assert all(program.facts["difference"] < 1e-3 for program in programs)
     left = Counter(path.suffix or path.name for path in backend.folder.folder.iterdir())
     left.pop(".jsonl", None)  # hashes of files that are old enough
-    assert left == {".json": 2, ".lock": 3, ".so": 2, "constants": 1}, "what the compiler left is gone"
-    one, other = (files(program.weights) for program in programs)
+    assert left == {".json": 3, ".lock": 4, ".so": 3, "constants": 1}, "what the compiler left is gone"
+    one, other, *_ = (files(program.weights) for program in programs)
     assert one, "the weights are not in the library"
     assert one.keys() & other.keys(), "the two share some"
 

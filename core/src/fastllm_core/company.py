@@ -27,6 +27,8 @@ class Company:
     """Which rows may draft."""
     asks: bool
     """Some row wants to know how likely its tokens were, or their logits."""
+    unwatched: bool
+    """All are greedy, nobody changes or asks for logits: what follows from a round is its most likely token."""
     nothing: Draft
     """A draft in which no row has any token."""
 
@@ -34,16 +36,20 @@ class Company:
     def of(cls, rows: Sequence[LiveRow], device: torch.device) -> Self:
         """What can be known before a round."""
         requests = [row.request for row in rows]
+        sampling = Sampling.of([request.sampling for request in requests], device)
+        asks = any(
+            request.keep_logits or request.logprobs is not None or request.prompt_logprobs is not None
+            for request in requests
+        )
+        controlled = any(not request.controls.neutral or request.controls.processors for request in requests)
         return cls(
             rows=tuple(rows),
             ids=tuple(row.id for row in rows),
-            sampling=Sampling.of([request.sampling for request in requests], device),
+            sampling=sampling,
             draws=tuple(request.sampling.temperature > 0 for request in requests),
             speculates=tuple(request.speculate for request in requests),
-            asks=any(
-                request.keep_logits or request.logprobs is not None or request.prompt_logprobs is not None
-                for request in requests
-            ),
+            asks=asks,
+            unwatched=sampling.greedy and not asks and not controlled,
             nothing=Draft(
                 torch.zeros(len(rows), 0, dtype=torch.long, device=device),
                 torch.zeros(len(rows), dtype=torch.long, device=device),

@@ -17,7 +17,7 @@ from . import constants, identity
 from .constants import Constant
 from .errors import ConfigError, UnsupportedModel
 from .memory import shortage
-from .network import Advance, Answer, EagerRunner, Inputs, Stepping, in_turn
+from .network import Advance, Answer, EagerRunner, Inputs, Stepping, in_turn, watched
 from .probe import TOLERANCE, relative_difference
 from .slot_layers import CacheLayers, Layers, buffers_of
 from .step import Form, Sizes, Step
@@ -33,9 +33,9 @@ NARROWEST: Final = 2
 has no program of its own (hidden states that enter, part of the layers, a tree without nodes)."""
 STRIDE: Final = 4
 """Rows of a chain that one program runs in turn."""
-QUICK_BYTES: Final = 1 << 24
-"""Weights of a network for which that is worth one more program: the way through Python between two rows takes 1 % of
-the time in which a processor reads as much."""
+QUICK_BYTES: Final = 1 << 25
+"""Weights of a network for which that is worth one more program: in the time in which a processor reads as much, a
+draft's way through Python between two rows takes 1 %, that of a plain round 10 %."""
 Run = Callable[["LoadedProgram", "Passage", Inputs, tuple[Tensor, ...]], Answer]
 """How a program is given its arguments and its answers are read."""
 
@@ -53,7 +53,7 @@ class Compiled:
         """Programs that are in use."""
         self.missing: list[str] = []
         """What runs eagerly, in words."""
-        self._warned: set[str] = set()
+        self._warned: set[object] = set()
 
     def runner(self, network: Network) -> Runner:
         """Look for programs as forwards come. What cannot be named by a key runs eagerly."""
@@ -93,10 +93,11 @@ class Compiled:
             return "eager"
         return f"compiled, but eager for {', '.join(self.missing)}" if self.missing else "compiled"
 
-    def warn(self, message: str) -> None:
-        """Each once."""
-        if message not in self._warned:
-            self._warned.add(message)
+    def warn(self, message: str, about: object = None) -> None:
+        """Each once.  about: what is said once, in whatever words; None is the message itself."""
+        about = about or message
+        if about not in self._warned:
+            self._warned.add(about)
             log.warning(message)
 
 
@@ -129,17 +130,25 @@ class CompiledRunner(Stepping):
     def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
         """Run a chain, by strides where it is long enough and there is a program for them."""
         one = super().advance
-        program = None
-        if steps >= STRIDE and self._quick:
-            program = self._program(passage, Form(many=inputs.positions.shape[0] > 1, steps=STRIDE))
-        buffers = None if program is None else self._buffers(cache)
-        if program is None or buffers is None:
+        program = self._striding(passage, inputs.positions.shape[0]) if steps >= STRIDE else None
+        if program is None:
             return one(passage, inputs, cache, steps)
+        buffers = self._buffers(cache)
+        if buffers is None:
+            return watched(self.network, passage, inputs, cache, steps)
 
         def run(rows: int, inputs: Inputs) -> Advance:
             return one(passage, inputs, cache) if rows == 1 else _stride(program, inputs, buffers)
 
         return in_turn([STRIDE] * (steps // STRIDE) + [1] * (steps % STRIDE), inputs, run)
+
+    def stride(self, passage: Passage, texts: int) -> int:
+        """As many rows as a program runs in turn, if there is one."""
+        return 1 if self._striding(passage, texts) is None else STRIDE
+
+    def _striding(self, passage: Passage, texts: int) -> LoadedProgram | None:
+        """The program of several rows in turn, which only a quick network has."""
+        return self._program(passage, Form(many=texts > 1, steps=STRIDE)) if self._quick else None
 
     @cached_property
     def _quick(self) -> bool:
@@ -207,7 +216,8 @@ class CompiledRunner(Stepping):
             found = folder.keep(key, self._build(passage, form, name)) if self.backend.compiles else folder.find(key)
             loaded = None if found is None else self.backend.load(found.path, found.weights)
         except (UnsupportedModel, ConfigError, RuntimeError, OSError) as error:
-            self.backend.warn(f"{name} runs eagerly: {(str(error).splitlines() or [type(error).__name__])[0]}")
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            self.backend.warn(f"{name} runs eagerly: {reason}", (self.network.loaded.name, reason))
             found = loaded = None
         if found is not None:
             self.backend.taken.append(found)
@@ -311,8 +321,9 @@ def _one_row(program: LoadedProgram, _: Passage, inputs: Inputs, buffers: tuple[
 
 def _stride(program: LoadedProgram, inputs: Inputs, buffers: tuple[Tensor, ...]) -> Advance:
     """What its program says about a few rows in turn."""
-    logits, tokens, _, positions, slots, mask, *hidden = program.run([*_rows(inputs), *buffers])
-    return Advance(logits[:, 0], tokens, Inputs(tokens[:, -1:], None, positions, slots, mask, None), tuple(hidden))
+    logits, tokens, close, positions, slots, mask, *hidden = program.run([*_rows(inputs), *buffers])
+    behind = Inputs(tokens[:, -1:], None, positions, slots, mask, None)
+    return Advance(logits[:, 0], tokens, behind, tuple(hidden), close)
 
 
 def _rows(inputs: Inputs) -> list[Tensor]:

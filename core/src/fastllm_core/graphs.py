@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedModel
-from .network import Advance, Answer, EagerRunner, Inputs
+from .network import Advance, Answer, EagerRunner, Inputs, watched
 from .probe import TOLERANCE, relative_difference
 from .slot_layers import CacheLayers, Layers, places_of
 from .ties import Best, best_of
@@ -27,6 +27,10 @@ MOST_GRAPHS: Final = 64
 """Graphs of one network that are kept; the longest unused goes first."""
 WIDEST: Final = 64
 """Rows above which a forward is bound by arithmetic, and launches do not matter: prompts."""
+STRIDE: Final = 4
+"""Rows of a text that one graph runs in turn, where nobody looks between."""
+QUICK_BYTES: Final = 1 << 32
+"""Weights of a network of which a GPU runs a row in so short a time, 1 or 2 ms, that what lies between rows shows."""
 WARM_UP: Final = 2
 """Runs before a capture, in which libraries allocate their workspaces and choose their kernels."""
 
@@ -85,17 +89,21 @@ class GraphRunner:
 
     def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
         """Some rows in turn and the row behind them, in one graph."""
-        eager = EagerRunner(self.network)
 
         def work(inputs: Inputs) -> Flat:
-            logits, likely, behind, hidden = eager.advance(passage, inputs, cache, steps)
-            return (logits, likely, behind.positions, behind.slots, behind.mask, *hidden)
+            said = watched(self.network, passage, inputs, cache, steps)
+            return (said.logits, said.likely, said.close, *said.next[2:5], *said.hidden)
 
         found = self._replayed(("advance", passage, steps), work, inputs, cache)
         if found is None:
-            return eager.advance(passage, inputs, cache, steps)
-        logits, likely, positions, slots, mask, *hidden = (part for part in found if part is not None)
-        return Advance(logits, likely, Inputs(likely[:, -1:], None, positions, slots, mask, None), tuple(hidden))
+            return watched(self.network, passage, inputs, cache, steps)
+        logits, likely, close, positions, slots, mask, *hidden = (part for part in found if part is not None)
+        behind = Inputs(likely[:, -1:], None, positions, slots, mask, None)
+        return Advance(logits, likely, behind, tuple(hidden), close)
+
+    def stride(self, passage: Passage, texts: int) -> int:
+        """Several, where a row is so quick that what lies between two of them shows."""
+        return STRIDE if self.network.weight_bytes <= QUICK_BYTES else 1
 
     def _replayed(
         self, what: object, work: Callable[[Inputs], Flat], inputs: Inputs, cache: CacheLayers

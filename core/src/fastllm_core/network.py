@@ -27,7 +27,7 @@ from .clock import Clock
 from .errors import UnsupportedModel
 from .slot_layers import CacheLayers, KVShape, ProbeLayer, SlotLayer
 from .spans import Span, Spans, spans_of
-from .ties import Best
+from .ties import Best, best_of
 from .twin import share
 from .views import backbone, layer_list, layer_range, skip_sublayers
 
@@ -126,6 +126,8 @@ class Advance(NamedTuple):
     """The row of the last of `likely`, one position and one slot further."""
     hidden: tuple[Tensor, ...] = ()
     """float[B, S, H]: the passage's hidden states, in its order."""
+    close: Tensor | None = None
+    """bool[B, S]: whether rounding alone may have decided each of `likely`, where a back end brings it along."""
 
 
 class Runner(Protocol):
@@ -137,6 +139,10 @@ class Runner(Protocol):
 
     def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
         """One row of each text, to the last layer, and those behind it; see `Network.advance`."""
+        ...
+
+    def stride(self, passage: Passage, texts: int) -> int:
+        """How many rows of each text `advance` runs at once, with their near-ties; see `Network.stride`."""
         ...
 
 
@@ -159,7 +165,11 @@ class Stepping(ABC):
         assert logits is not None
         if best is None or behind is None:
             return advanced(logits, inputs, hidden)
-        return Advance(logits[:, 0], best.tokens, behind, hidden)
+        return Advance(logits[:, 0], best.tokens, behind, hidden, best.close)
+
+    def stride(self, passage: Passage, texts: int) -> int:
+        """One: a loop in Python gains nothing."""
+        return 1
 
 
 def advanced(logits: Tensor, inputs: Inputs, hidden: tuple[Tensor, ...] = ()) -> Advance:
@@ -176,7 +186,21 @@ def in_turn(strides: Sequence[int], inputs: Inputs, advance: Callable[[int, Inpu
     if len(said) == 1:
         return said[0]
     hidden = tuple(torch.cat(states, 1) for states in zip(*(one.hidden for one in said), strict=True))
-    return said[-1]._replace(likely=torch.cat([one.likely for one in said], 1), hidden=hidden)
+    closes = [one.close for one in said if one.close is not None]
+    close = torch.cat(closes, 1) if len(closes) == len(said) else None
+    return said[-1]._replace(likely=torch.cat([one.likely for one in said], 1), hidden=hidden, close=close)
+
+
+def watched(network: Network, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int) -> Advance:
+    """An eager advance that also says which of its tokens were close."""
+
+    def one(_: int, row: Inputs) -> Advance:
+        answer = network.eager(passage, row, cache)
+        assert answer.logits is not None
+        best = best_of(answer.logits, network.dtype)
+        return Advance(answer.logits[:, 0], best.tokens, following(row, best.tokens), answer.hidden, best.close)
+
+    return in_turn([1] * steps, inputs, one)
 
 
 def following(inputs: Inputs, tokens: Tensor) -> Inputs:
@@ -353,6 +377,13 @@ class Network:
         passage = passage_of(0, self.layers, skip_attention, skip_mlp, hidden_layers)
         with self.clock.forward():
             return self.runner.advance(passage, inputs, cache, steps)
+
+    def stride(self, texts: int) -> int:
+        """How many rows of each text, all the way through, are one call of the back end's where nobody looks between.
+
+        1 where that gains nothing: such a call would only be a loop.
+        """
+        return self.runner.stride(self.whole, texts)
 
     def eager(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """Run a forward as transformers does, kernel by kernel: what every other back end must agree with."""

@@ -107,6 +107,12 @@ class RunReport:
             self.drafted_at[position] += drafted
             self.accepted_at[position] += position < accepted
 
+    def count_plain(self, tokens: int, near_ties: int) -> None:
+        """Add a row's share of some rounds without drafts, each of one token.  near_ties: of these."""
+        self.verified_rows += tokens
+        self.tokens += tokens
+        self.near_ties += near_ties
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, the derived figures included, ready for JSON."""
         return {

@@ -104,8 +104,8 @@ class Step(nn.Module):
         """entry: int64[B, R] or float[B, R, H].  logits_to_keep: int64[K].  buffers: see `slot_layers.buffers_of`.
 
         The others: see `Inputs`. Returns logits and what is best in them, if the last layer ran, and the passage's
-        hidden states; or what is known of single rows: the last one's logits, each one's best token, whether the last
-        was close, positions, slots and mask of the row behind, and the hidden states.
+        hidden states; or what is known of rows in turn: the last one's logits, what is best behind each, positions,
+        slots and mask of the row behind, and the hidden states.
         """
 
         def run(inputs: Inputs) -> Answer:
@@ -148,17 +148,18 @@ class Step(nn.Module):
         if not self.form.steps:
             logits, hidden, *_ = run(inputs)
             return hidden if logits is None else (logits, *best_of(logits, self.network.dtype), *hidden)
-        said, likely, states = [], [], []
+        said, likely, close, states = [], [], [], []
         for step in range(self.form.steps):
             logits, hidden, *_ = run(inputs)
             assert logits is not None
             best = best_of(logits, self.network.dtype)
             said.append(logits)
             likely.append(best.tokens)
+            close.append(best.close)
             states.append(hidden)
             inputs = following(inputs, best.tokens if tokens is None else tokens[:, step : step + 1])
         early = [_in_line(parts) for parts in zip(*states, strict=True)]
-        return (said[-1], _in_line(likely), best.close, inputs.positions, inputs.slots, inputs.mask, *early)
+        return (said[-1], _in_line(likely), _in_line(close), inputs.positions, inputs.slots, inputs.mask, *early)
 
     def example(self, sizes: Sizes = TRACED) -> tuple[Any, ...]:
         """Arguments of some sizes, for a call in the middle of the extent."""

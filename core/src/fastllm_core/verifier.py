@@ -15,7 +15,7 @@ from .ties import Best, best_of
 if TYPE_CHECKING:
     from .batch import Batch
     from .context import Context
-    from .network import Inputs
+    from .network import Advance, Inputs
 
 
 def round_widths(draft_length: int) -> tuple[int, ...]:
@@ -72,6 +72,15 @@ class TargetVerifier:
         if best is None and batch.sampling.greedy:
             best = best_of(logits, self.network.dtype)
         return Scores(logits, hidden, extra_logits, best, resumed=draft.resume is not None)
+
+    def go_on(self, batch: Batch, steps: int) -> Advance:
+        """Some plain rounds in one call, each from the most likely token behind the last."""
+        extent = self.cache.extent(max(batch.root_positions) + steps)
+        self.cache.reserve(len(batch), extent)
+        layers = self.cache.layers(slice(0, len(batch)), extent)
+        said = self.network.advance(self._roots(batch, extent), layers, steps=steps)
+        self._behind = tuple([length + steps for length in batch.lengths]), said.next
+        return said
 
     def padded(self, width: int) -> int:
         """The smallest of the fixed widths that holds `width` rows; a wider draft (a large tree) keeps its own."""
