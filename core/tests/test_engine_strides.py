@@ -1,4 +1,4 @@
-"""Plain rounds that are one call of a back end: the same texts, ends and reports as one by one, unless somebody watches."""
+"""Plain rounds that are one call of a back end: the same texts, ends and reports as one by one, if nobody watches."""
 
 from __future__ import annotations
 
@@ -141,5 +141,5 @@ def test_whoever_needs_every_round_gets_it(backend: Unrolled, asked: dict[str, A
     request = Request(PROMPTS[0], max_new_tokens=9, **asked)
     (events,) = run(engine, [request])
     assert [len(event.tokens) for event in events] == [1] * 9
-    (beside, _) = run(engine, [Request(PROMPTS[2], max_new_tokens=9), request])
+    (beside, _) = run(engine, [Request(PROMPTS[2], max_new_tokens=9, speculate=drafter is None), request])
     assert [len(event.tokens) for event in beside] == [1] * 9, "nor does a row beside it stride"
