@@ -26,7 +26,7 @@ class Event(NamedTuple):
     row: int
     """The row's id, as `Engine.add` returned it."""
     tokens: tuple[int, ...]
-    """Tokens committed in this step."""
+    """Tokens committed in this step: of one round, or of a few without drafts that were one call."""
     finish_reason: str | None = None
     """None while the row goes on; "eos", "stop" (a stop string), "criterion" (a stopping criterion) or "length", when
     this was its last event."""

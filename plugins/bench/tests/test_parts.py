@@ -60,11 +60,11 @@ def test_every_arm_comes_first_as_often_as_the_others() -> None:
 
 
 def steps(*lengths: int, every: float = 1.0) -> list[Step]:
-    return [Step((i + 1) * every, tuple(range(length))) for i, length in enumerate(lengths)]
+    return [Step((i + 1) * every, tuple(range(length)), accepted=length - 1) for i, length in enumerate(lengths)]
 
 
 def test_tokens_after_the_end_count_nowhere() -> None:
-    row = RowRun([Step(1.0, (5, 6)), Step(2.0, (7, 9, 8)), Step(3.0, (5,))])
+    row = RowRun([Step(1.0, (5, 6), accepted=1), Step(2.0, (7, 9, 8), accepted=2), Step(3.0, (5,))])
     counts = Counts()
     counts.add(JobRun([row], 3.0), Limit({9}, 100))
     assert (counts.tokens, counts.row_rounds, counts.decode_tokens, counts.decode_seconds) == (4, 2, 2, 1.0)
@@ -78,6 +78,14 @@ def test_decoding_begins_when_every_row_has_its_first_tokens() -> None:
     counts = Counts()
     counts.add(JobRun([RowRun(steps(1, 1, 1, 1)), RowRun(late)], 4.0), Limit((), 100))
     assert (counts.prompt_seconds, counts.decode_seconds, counts.decode_tokens) == (2.5, 1.5, 3)
+
+
+def test_rounds_without_drafts_may_be_one_event() -> None:
+    """The last one ends behind two of its four tokens."""
+    row = RowRun([Step(1.0, (1, 2, 3, 4)), Step(2.0, (5, 6, 7), (1, 1), 2), Step(3.0, (4, 9, 4, 4))])
+    counts = Counts()
+    counts.add(JobRun([row], 3.0), Limit({9}, 100))
+    assert (counts.tokens, counts.row_rounds) == (9, 4 + 1 + 2)
 
 
 def test_acceptance_is_counted_by_position() -> None:

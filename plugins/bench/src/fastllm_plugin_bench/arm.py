@@ -35,6 +35,11 @@ class Step:
     accepted: int = 0
     """Drafted tokens that were kept."""
 
+    @property
+    def rounds(self) -> int:
+        """Each round writes one token of its own besides those; several rounds without drafts may be one event."""
+        return max(1, len(self.tokens) - self.accepted)
+
 
 @dataclass(slots=True)
 class RowRun:

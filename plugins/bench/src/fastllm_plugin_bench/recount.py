@@ -72,7 +72,7 @@ class Counts:
                 break
             count = min(len(step.tokens), end - before)
             before += count
-            self.row_rounds += 1
+            self.row_rounds += min(step.rounds, max(count, 1))
             self.decode_tokens += count if step.at > first else 0
             levels = len(step.drafted)
             self.drafting += levels > 0
