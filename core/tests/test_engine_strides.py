@@ -131,7 +131,7 @@ class Watch:
         {"drafts": True, "speculate": False},
         {"exact": True},
     ],
-    ids=str,
+    ids=("sampling", "penalty", "processor", "logprobs", "logits", "observer", "drafter", "exact"),
 )
 def test_whoever_needs_every_round_gets_it(backend: Unrolled, asked: dict[str, Any]) -> None:
     model = tiny_model()
