@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from statistics import median
 from typing import Final, NamedTuple, Protocol
 
 from .errors import ConfigError
@@ -194,7 +193,7 @@ class Recent:
     def add(self, seconds: float) -> None:
         """One more, for which the oldest may go."""
         self.times.append(seconds)
-        self.typical = median(self.times)
+        self.typical = sorted(self.times)[(len(self.times) - 1) // 2]
 
     @property
     def settled(self) -> bool:
