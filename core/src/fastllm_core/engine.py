@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from . import joining, logprobs
-from .acceptor import ExactAcceptor
+from . import joining, logprobs, strides
 from .batch import Batch
 from .clock import Clock
 from .company import Company
@@ -30,7 +29,7 @@ from .controllers import Controller, Round
 from .deciding import Decision, decide
 from .errors import RequestError
 from .network import without_gradients
-from .outcome import on_host, outcome_of
+from .outcome import outcome_of
 from .processors import absorbed, refuse_sharing
 from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verifier
 from .randomness import fresh_seed, sample_seed
@@ -39,7 +38,6 @@ from .request import Request
 from .rows import Event, LiveRow, SharedPrompt, ending
 from .slots import Slots
 from .steering import Steering
-from .verifier import TargetVerifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -115,8 +113,7 @@ class Engine:
     def parts(self, parts: Parts) -> None:
         self._parts, self._steering, self._company = parts, Steering(parts.controller, self.draft_length), None
         self._observers = (*([parts.drafter] if parts.drafter else []), *parts.observers)
-        self._strides = not self._observers and _plain(parts.verifier, parts.acceptor)
-        """Whether nobody wants to see each round."""
+        self._strides = strides.possible(parts)
         # The clock's own, so that they need not be copied in every step.
         self.report.time, self.report.forward_time = parts.clock.phases, parts.clock.forwards
 
@@ -242,43 +239,11 @@ class Engine:
     # -- a round ---------------------------------------------------------------------------------------------------
 
     def _round(self, company: Company) -> list[Event]:
-        stride = self._stride(company)
-        events = self._plain_rounds(company, stride) if stride > 1 else self._one_round(company)
+        count = strides.stride(company, self.parts.network) if self._strides else 1
+        events = strides.run(company, count, self.parts, self.report) if count > 1 else self._one_round(company)
         for event in events:
             if event.finish_reason:
                 self._finish(event)
-        return events
-
-    def _stride(self, company: Company) -> int:
-        """How many rounds may be one call, where all that matters of them is the most likely token."""
-        if not self._strides or not company.unwatched:
-            return 1
-        stride = self.parts.network.stride(len(company.rows))
-        return stride if all(row.remaining >= stride for row in company.rows) else 1
-
-    def _plain_rounds(self, company: Company, count: int) -> list[Event]:
-        """Some rounds in one call, without drafts. What has been written behind a text's end is dropped."""
-        clock, parts = self.parts.clock, self.parts
-        assert isinstance(parts.verifier, TargetVerifier)
-        batch = Batch(company.rows, (0,) * len(company.rows), parts.network.device, company.sampling)
-        clock.switch("verify")
-        said = parts.verifier.go_on(batch, count)
-        clock.switch("accept")
-        assert said.close is not None, "a back end that strides says which tokens were close"
-        written, ties = on_host(said.likely, said.close)
-        clock.switch("rest")
-        events = []
-        for row, tokens, close in zip(company.rows, written, ties, strict=True):
-            kept, reason = ending(row, tokens)
-            near = [n for n, tie in enumerate(close[:kept], row.length - row.prompt_length) if tie]
-            row.tokens += tokens[:kept]
-            row.report.rounds += kept
-            row.report.near_ties_at += near
-            for report in (row.report, self.report):
-                report.count_plain(kept, len(near))
-            events.append(Event(row.id, tuple(tokens[:kept]), reason, row.report if reason else None))
-        self.report.rounds += count
-        parts.cache.commit(batch.root_positions, [len(event.tokens) - 1 for event in events], None)
         return events
 
     def _one_round(self, company: Company) -> list[Event]:
@@ -454,8 +419,3 @@ class Engine:
         with ExitStack() as leaving:  # goes on to the next row if the drafter fails again while it lets one go
             for row in rows:
                 leaving.callback(self._release, row)
-
-
-def _plain(verifier: Verifier, acceptor: Acceptor) -> bool:
-    """Whether the roles are the core's own, whose plain round takes the most likely token."""
-    return type(verifier) is TargetVerifier and type(acceptor) is ExactAcceptor
