@@ -143,3 +143,19 @@ def test_whoever_needs_every_round_gets_it(backend: Unrolled, asked: dict[str, A
     assert [len(event.tokens) for event in events] == [1] * 9
     (beside, _) = run(engine, [Request(PROMPTS[2], max_new_tokens=9, speculate=drafter is None), request])
     assert [len(event.tokens) for event in beside] == [1] * 9, "nor does a row beside it stride"
+
+
+def test_the_cache_holds_all_but_the_last_token(backend: Unrolled) -> None:
+    """As after every round: the last one is the next root."""
+    engine = make_engine(tiny_model(), backend=backend)
+    for prompt in PROMPTS[:2]:
+        engine.add(Request(prompt, max_new_tokens=20))
+    written: dict[int, int] = {}
+    for _ in range(4):
+        for event in engine.step():
+            written[event.row] = written.get(event.row, 0) + len(event.tokens)
+        stored = engine.parts.cache.lengths
+        assert [stored[0], stored[1]] == [
+            len(prompt) + count - 1 for prompt, count in zip(PROMPTS, written.values(), strict=False)
+        ]
+    assert set(written.values()) == {4 * STRIDE}
