@@ -77,8 +77,8 @@ def compile_forwards(
     reason = obstacle()
     if reason:
         raise ConfigError(f"nothing can be compiled here: {reason}; everything runs as before, eagerly")
-    typer.echo("compiling what is not there yet: a minute or two for each network", err=True)
     with load(config=chosen, trust_remote_code=trust_remote_code) as pipeline:
+        typer.echo("compiling what is not there yet: a minute or two for each network", err=True)
         backend = pipeline.backend
         assert isinstance(backend, Compiled), "the configuration asks for it"
         rehearse(pipeline, batch)
