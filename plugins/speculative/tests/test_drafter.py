@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -374,3 +375,22 @@ def test_every_forward_comes_up_in_a_rehearsal(
         for texts in ("one text", "several texts")
         for rows in ("", "one row, ", f"{compiled.STRIDE} rows in turn, ")
     }
+
+
+def test_no_step_is_run_behind_a_token_that_ends_the_text(speculative: Loads) -> None:
+    """Where each step is a call of its own anyway."""
+    pipeline = speculative(small(), tiny_model(num_hidden_layers=1, seed=9), forward="eager")
+    widths: list[int] = []
+    drafter = drafter_of(pipeline)
+    propose = drafter.propose
+
+    def watching(batch: Batch) -> Draft:
+        draft = propose(batch)
+        widths.append(draft.width)
+        return draft
+
+    drafter.propose = watching  # type: ignore[method-assign]
+    request = pipeline.request([5, 9], max_new_tokens=8, temperature=0.0)
+    pipeline.engine.add(replace(request, eos_token_ids=frozenset(range(64))))
+    pipeline.engine.step()
+    assert widths == [1]

@@ -71,7 +71,8 @@ class DraftModel(Drafter):
         extent = self.cache.extent(max(batch.root_positions) + count)
         confidence = Confidence(batch)
         probs = None
-        if self._draws(batch) or confidence.watches or not self._fits:
+        looked_at = self._draws(batch) or confidence.watches or not self._fits
+        if looked_at or self.network.stride(len(batch)) == 1:  # which ends with a token that ends the text
             tokens, probs = self._one_by_one(batch, count, extent, confidence)
         else:
             tokens = self._first(batch, extent, count).likely
@@ -83,7 +84,7 @@ class DraftModel(Drafter):
     def _one_by_one(
         self, batch: Batch, count: int, extent: int, confidence: Confidence
     ) -> tuple[Tensor, Tensor | None]:
-        """Draft where every token is looked at before the next: int64[B, N], and what they were drawn from."""
+        """Draft, and look at every token before the next: int64[B, N], and what they were drawn from."""
         uniforms = batch.uniforms(Purpose.DRAFT, count) if self._draws(batch) else None
         said = self._first(batch, extent)
         layers = self._layers(batch, extent)
