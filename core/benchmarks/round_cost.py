@@ -23,6 +23,7 @@ from torch import Tensor
 import fastllm_core
 from fastllm_core import clock
 from fastllm_core.clock import PHASES
+from fastllm_core.compiled import STRIDE
 from fastllm_core.network import Advance, Answer, Inputs, Network, Passage, advanced, in_turn
 from fastllm_core.pipeline import Pipeline
 from fastllm_core.slot_layers import CacheLayers
@@ -68,7 +69,11 @@ class FreeRunner:
         assert logits is not None
         assert best is not None
         assert behind is not None
-        return Advance(logits[:, 0], best.tokens, behind)
+        return Advance(logits[:, 0], best.tokens, behind, close=best.close)
+
+    def stride(self, passage: Passage, texts: int) -> int:
+        """As many as a program's."""
+        return STRIDE
 
     def _logits_of(self, batch: int, rows: int) -> Tensor:
         if (batch, rows) not in self._logits:
