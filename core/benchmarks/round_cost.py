@@ -23,9 +23,9 @@ from torch import Tensor
 import fastllm_core
 from fastllm_core import clock
 from fastllm_core.clock import PHASES
-from fastllm_core.compiled import STRIDE
-from fastllm_core.network import Advance, Answer, Inputs, Network, Passage, advanced, in_turn
+from fastllm_core.network import Network
 from fastllm_core.pipeline import Pipeline
+from fastllm_core.port import Advance, Answer, Inputs, Passage, advanced, in_turn, last_only
 from fastllm_core.slot_layers import CacheLayers
 from fastllm_core.ties import Best
 
@@ -58,22 +58,20 @@ class FreeRunner:
         rows = inputs.positions[:, -1:] if passage.last_logits_only else inputs.positions
         best = Best(self.usual[rows], torch.zeros(rows.shape, dtype=torch.bool))
         logits = self._logits_of(*rows.shape)
-        behind = advanced(logits, inputs).next.of_tokens(best.tokens) if inputs.positions.shape[1] == 1 else None
+        behind = advanced(logits, inputs, best=best).next if inputs.positions.shape[1] == 1 else None
         return Answer(logits, (), best, behind)
 
     def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
-        """The same of one row, and of those behind it."""
+        """The same of the last row, and of those behind it."""
         if steps > 1:
-            return in_turn([1] * steps, inputs, lambda _, row: self.advance(passage, row, cache))
-        logits, _, best, behind = self.forward(passage, inputs, cache)
+            return in_turn(steps, inputs, lambda rows: self.advance(passage, rows, cache))
+        logits, _, best, _ = self.forward(last_only(passage), inputs, cache)
         assert logits is not None
-        assert best is not None
-        assert behind is not None
-        return Advance(logits[:, 0], best.tokens, behind, close=best.close)
+        return advanced(logits, inputs, best=best)
 
-    def stride(self, passage: Passage, texts: int) -> int:
-        """As many as a program's."""
-        return STRIDE
+    def at_once(self, passage: Passage, texts: int, rows: int, steps: int) -> bool:
+        """As if there were a program for everything."""
+        return steps > 1
 
     def _logits_of(self, batch: int, rows: int) -> Tensor:
         if (batch, rows) not in self._logits:

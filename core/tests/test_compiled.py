@@ -35,10 +35,12 @@ from fastllm_core.errors import ConfigError, UnsupportedModel
 from fastllm_core.graphs import Graphs
 from fastllm_core.layout import ancestors, chain, tree
 from fastllm_core.models import LoadedModel
-from fastllm_core.network import EagerRunner, Network, Passage
+from fastllm_core.network import Network
+from fastllm_core.port import EagerRunner, Inputs, Passage
 from fastllm_core.programs import ProgramFolder
 from fastllm_core.request import Request, SamplingParams
 from fastllm_core.step import Form, Sizes, Step
+from fastllm_core.strides import STRIDE
 from fastllm_core.testing import tiny_model
 from fastllm_core.testing.drafters import Branching, Oracle
 from fastllm_core.testing.engines import decode, make_engine
@@ -167,19 +169,26 @@ def test_a_chain_is_read_row_by_row(backend: Unrolled, batch: int, options: dict
 
 @pytest.mark.parametrize("options", [{}, SKIPPED], ids=["whole", "skipped"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_chain_is_run_by_strides(backend: Unrolled, batch: int, options: dict[str, Any]) -> None:
-    """One call for many rows says what a call for each says, and writes it to the cache."""
+@pytest.mark.parametrize(("rows", "steps"), [(1, STRIDE), (2, 5), (2, 3)])
+def test_a_chain_is_run_at_once(backend: Unrolled, batch: int, options: dict[str, Any], rows: int, steps: int) -> None:
+    """One call for many tokens says what a call for each says, and writes it to the cache; for other numbers, a loop.
+
+    Rows that enter together are as good as one after the other.
+    """
     network = network_of(tiny_model("llama"))
-    row = rows_of(batch, 1, "chain")
+    entering = rows_of(batch, rows, "chain")
     cache = filled(network, batch)
-    layers, behind, said = cache.layers(slice(0, batch), EXTENT), row, []
-    for _ in range(10):
-        said.append(network.advance(behind, layers, **options))
-        behind = said[-1].next
+    layers, said = cache.layers(slice(0, batch), EXTENT), []
+    for row in range(rows):
+        one = Inputs(*(None if part is None else part[:, row : row + 1] for part in entering))
+        said = [network.advance(one, layers, **options)]
+    for _ in range(steps - 1):
+        said.append(network.advance(said[-1].next, layers, **options))
+    behind = said[-1].next
     for runner in (EagerRunner(network), backend.runner(network)):
         network.runner = runner
         mine = filled(network, batch)
-        found = network.advance(row, mine.layers(slice(0, batch), EXTENT), steps=10, **options)
+        found = network.advance(entering, mine.layers(slice(0, batch), EXTENT), steps=steps, **options)
         assert torch.equal(found.likely, torch.cat([one.likely for one in said], 1))
         torch.testing.assert_close(found.logits, said[-1].logits, rtol=1e-4, atol=1e-4)
         for states, each in zip(found.hidden, zip(*(one.hidden for one in said), strict=True), strict=True):
@@ -189,8 +198,10 @@ def test_a_chain_is_run_by_strides(backend: Unrolled, batch: int, options: dict[
         for ours, theirs in zip(mine.layers(slice(0, batch), EXTENT), layers, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     names = [program.name.rpartition(", ")[0] for program in backend.taken]
-    skipped = "tiny, 4 sub-layers skipped, hidden states 2, " if options else "tiny, "
-    assert names == [f"{skipped}4 rows in turn", f"{skipped}one row"]
+    skipped = "tiny, 4 sub-layers skipped, hidden states 2" if options else "tiny"
+    at_once = {(1, STRIDE): ", 4 tokens in turn", (2, 5): ", 5 tokens in turn, behind 2 rows"}
+    wanted = [at_once[rows, steps]] if (rows, steps) in at_once else ["", ", one row"]
+    assert names == [f"{skipped}{words}" for words in wanted]
 
 
 def test_a_large_network_takes_no_strides(backend: Unrolled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +209,7 @@ def test_a_large_network_takes_no_strides(backend: Unrolled, monkeypatch: pytest
     monkeypatch.setattr(compiled, "QUICK_BYTES", network.weight_bytes - 1)
     network.runner = backend.runner(network)
     layers = filled(network, 1).layers(slice(0, 1), EXTENT)
-    assert network.advance(rows_of(1, 1, "chain"), layers, steps=8).likely.shape == (1, 8)
+    assert network.advance(rows_of(1, 1, "chain"), layers, steps=STRIDE).likely.shape == (1, STRIDE)
     assert [program.name for program in backend.taken] == ["tiny, one row, one text"]
     assert not backend.missing
 
@@ -280,7 +291,7 @@ def test_few_programs_serve_prompts_and_rounds(backend: Unrolled) -> None:
     wanted = decode(make_engine(model), requests)
     assert decode(make_engine(model, backend=backend), requests) == wanted
     assert sorted(program.name for program in backend.taken) == [
-        "LlamaForCausalLM, 4 rows in turn, several texts",
+        "LlamaForCausalLM, 4 tokens in turn, several texts",
         "LlamaForCausalLM, one text",
     ]
     continuations = {prompt: [*prompt, *tokens] for prompt, tokens in zip(prompts, wanted, strict=True)}
@@ -519,7 +530,7 @@ def test_one_that_is_really_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert decode(make_engine(model, oracle, backend=backend), requests) == wanted
     programs = {program.path: program for program in backend.taken}.values()
     kinds = sorted(program.name.partition(", ")[2] for program in programs)
-    assert kinds == ["4 rows in turn, one text", "one row, one text", "one text"]
+    assert kinds == ["4 tokens in turn, one text", "one row, one text", "one text"]
     assert all(program.facts["difference"] < 1e-3 for program in programs)
     left = Counter(path.suffix or path.name for path in backend.folder.folder.iterdir())
     left.pop(".jsonl", None)  # hashes of files that are old enough

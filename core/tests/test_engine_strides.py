@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from fastllm_core.compiled import STRIDE
 from fastllm_core.controls import Controls
 from fastllm_core.engine import Engine
 from fastllm_core.programs import ProgramFolder
 from fastllm_core.request import Request, SamplingParams
 from fastllm_core.rows import Event
+from fastllm_core.strides import STRIDE
 from fastllm_core.testing import tiny_model, tiny_tokenizer
 from fastllm_core.testing.drafters import Oracle
 from fastllm_core.testing.engines import decode, make_engine

@@ -17,7 +17,7 @@ from fastllm_core import graphs
 from fastllm_core.cache import SlotCache
 from fastllm_core.graphs import Graphs
 from fastllm_core.layout import chain
-from fastllm_core.network import EagerRunner
+from fastllm_core.port import EagerRunner
 from fastllm_core.request import Request
 from fastllm_core.testing import tiny_model
 from fastllm_core.testing.drafters import Oracle
@@ -111,10 +111,11 @@ def test_answers_outlive_the_next_replay(driver: Sequence[FakeGraph]) -> None:
     assert torch.equal(first, before)
 
 
-def test_a_chain_is_one_graph(driver: Sequence[FakeGraph]) -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_chain_is_one_graph(driver: Sequence[FakeGraph], rows: int) -> None:
     engine = make_engine(tiny_model(), backend=Graphs())
     network, captured = engine.parts.network, engine.parts.network.runner
-    row, said = chain(torch.tensor([[3], [9]]), torch.tensor([0, 5]), 64), []
+    row, said = chain(torch.tensor([[3, 7], [9, 4]])[:, :rows], torch.tensor([0, 5]), 64), []
     for runner in (EagerRunner(network), captured):
         network.runner = runner
         cache = SlotCache(network)

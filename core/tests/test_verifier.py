@@ -17,7 +17,8 @@ from fastllm_core.cache import SlotCache
 from fastllm_core.context import Context
 from fastllm_core.layout import ancestors, chain, tree
 from fastllm_core.models import LoadedModel
-from fastllm_core.network import Inputs, Network, Outputs
+from fastllm_core.network import Network
+from fastllm_core.port import Inputs, Outputs
 from fastllm_core.prefill import read
 from fastllm_core.programs import ProgramFolder
 from fastllm_core.protocols import Draft, ExtraRows, Resume

@@ -18,7 +18,8 @@ from fastllm_core import Adapter, views
 from fastllm_core.errors import UnsupportedModel
 from fastllm_core.layout import chain
 from fastllm_core.models import LoadedModel
-from fastllm_core.network import CacheLayers, Inputs, Network
+from fastllm_core.network import CacheLayers, Network
+from fastllm_core.port import Inputs
 from fastllm_core.testing import tiny_model
 
 FAMILIES: dict[str, dict[str, Any]] = {

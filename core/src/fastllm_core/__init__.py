@@ -53,9 +53,10 @@ if TYPE_CHECKING:
         resolve_model,
         verify_same_vocabulary,
     )
-    from .network import Advance, Inputs, Network, Outputs, advanced
+    from .network import Network
     from .options import Options
     from .pipeline import Pipeline, configuration, load
+    from .port import Advance, Inputs, Outputs, advanced
     from .prefill import read
     from .prompt_file import read_prompts
     from .protocols import (

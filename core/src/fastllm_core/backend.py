@@ -15,7 +15,8 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from .config import Config
     from .device import Device
-    from .network import Network, Runner
+    from .network import Network
+    from .port import Runner
 
 
 class Backend(Protocol):
@@ -38,7 +39,7 @@ class Eager:
 
     def runner(self, network: Network) -> Runner:
         """The network's own way."""
-        from .network import EagerRunner
+        from .port import EagerRunner
 
         return EagerRunner(network)
 
@@ -61,4 +62,4 @@ def make_backend(config: Config, device: Device) -> Backend:
     from .programs import ProgramFolder
 
     folder = ProgramFolder(limit_bytes=int(config.programs.limit_gib * 2**30))
-    return Compiled(folder, compiles=config.forward == "compiled")
+    return Compiled(folder, compiles=config.forward == "compiled", draft_length=config.draft.length)

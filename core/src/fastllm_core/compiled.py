@@ -17,25 +17,27 @@ from . import constants, identity
 from .constants import Constant
 from .errors import ConfigError, UnsupportedModel
 from .memory import shortage
-from .network import Advance, Answer, EagerRunner, Inputs, Stepping, in_turn, watched
+from .port import Advance, Answer, EagerRunner, Inputs, Stepping, watched
 from .probe import TOLERANCE, relative_difference
 from .slot_layers import CacheLayers, Layers, buffers_of
 from .step import Form, Sizes, Step
+from .strides import STRIDE
 from .ties import Best
 from .waiting import waiting
 
 if TYPE_CHECKING:
-    from .network import Network, Passage, Runner
+    from .network import Network
+    from .port import Passage, Runner
     from .programs import Program, ProgramFolder
 
 NARROWEST: Final = 2
 """Rows of the narrowest forward of open size, which cannot be 1: a single row comes twice, into the same slot, where it
 has no program of its own (hidden states that enter, part of the layers, a tree without nodes)."""
-STRIDE: Final = 4
-"""Rows of a chain that one program runs in turn."""
+LONGEST: Final = 16
+"""Tokens that one program goes on for at most: each makes it larger, and takes seconds to compile."""
 QUICK_BYTES: Final = 1 << 25
-"""Weights of a network for which that is worth one more program: in the time in which a processor reads as much, a
-draft's way through Python between two rows takes 1 %, that of a plain round 10 %."""
+"""Weights of a network for which several tokens in one call are worth one more program: in the time in which a
+processor reads as much, a draft's way through Python between two rows takes 1 %, that of a plain round 10 %."""
 Run = Callable[["LoadedProgram", "Passage", Inputs, tuple[Tensor, ...]], Answer]
 """How a program is given its arguments and its answers are read."""
 
@@ -45,10 +47,17 @@ log = logging.getLogger("fastllm")
 class Compiled:
     """Runs what there is a program for; the rest is compiled first, or runs eagerly."""
 
-    def __init__(self, folder: ProgramFolder, *, compiles: bool) -> None:
-        """folder: where programs are kept.  compiles: whether to compile what is missing."""
+    def __init__(self, folder: ProgramFolder, *, compiles: bool, draft_length: int = 5) -> None:
+        """folder: where programs are kept.  compiles: whether to compile what is missing.
+
+        draft_length: tokens of the longest draft.
+        """
         self.folder = folder
         self.compiles = compiles
+        chains = (1, STRIDE), (2, draft_length)
+        self.chains = {(rows, steps) for rows, steps in chains if 1 < steps <= LONGEST}
+        """Rows that enter and tokens that come out of what quick networks do at once: plain rounds, and a draft, before
+        which two tokens may be missing in the drafter's cache. Other numbers would each be one more program."""
         self.taken: list[Program] = []
         """Programs that are in use."""
         self.missing: list[str] = []
@@ -128,27 +137,27 @@ class CompiledRunner(Stepping):
         return run(program, passage, inputs, buffers)
 
     def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
-        """Run a chain, by strides where it is long enough and there is a program for them."""
-        one = super().advance
-        program = self._striding(passage, inputs.positions.shape[0]) if steps >= STRIDE else None
+        """Run a chain, in one call where there is a program for it."""
+        texts, rows = inputs.positions.shape
+        program = self._chain(passage, texts, rows, steps)
         if program is None:
-            return one(passage, inputs, cache, steps)
+            return super().advance(passage, inputs, cache, steps)
         buffers = self._buffers(cache)
         if buffers is None:
             return watched(self.network, passage, inputs, cache, steps)
+        logits, tokens, close, positions, slots, mask, *hidden = program.run([*_rows(inputs), *buffers])
+        behind = Inputs(tokens[:, -1:], None, positions, slots, mask, None)
+        return Advance(logits[:, 0], tokens, behind, tuple(hidden), close)
 
-        def run(rows: int, inputs: Inputs) -> Advance:
-            return one(passage, inputs, cache) if rows == 1 else _stride(program, inputs, buffers)
+    def at_once(self, passage: Passage, texts: int, rows: int, steps: int) -> bool:
+        """Whether there is a program for it."""
+        return self._chain(passage, texts, rows, steps) is not None
 
-        return in_turn([STRIDE] * (steps // STRIDE) + [1] * (steps % STRIDE), inputs, run)
-
-    def stride(self, passage: Passage, texts: int) -> int:
-        """As many rows as a program runs in turn, if there is one."""
-        return 1 if self._striding(passage, texts) is None else STRIDE
-
-    def _striding(self, passage: Passage, texts: int) -> LoadedProgram | None:
-        """The program of several rows in turn, which only a quick network has."""
-        return self._program(passage, Form(many=texts > 1, steps=STRIDE)) if self._quick else None
+    def _chain(self, passage: Passage, texts: int, rows: int, steps: int) -> LoadedProgram | None:
+        """The program of several tokens in turn, which only a quick network has, and for a few numbers."""
+        if (rows, steps) not in self.backend.chains or not self._quick:
+            return None
+        return self._program(passage, Form(many=texts > 1, steps=steps, rows=rows))
 
     @cached_property
     def _quick(self) -> bool:
@@ -319,13 +328,6 @@ def _one_row(program: LoadedProgram, _: Passage, inputs: Inputs, buffers: tuple[
     return Answer(logits, tuple(hidden), Best(tokens, close), behind)
 
 
-def _stride(program: LoadedProgram, inputs: Inputs, buffers: tuple[Tensor, ...]) -> Advance:
-    """What its program says about a few rows in turn."""
-    logits, tokens, close, positions, slots, mask, *hidden = program.run([*_rows(inputs), *buffers])
-    behind = Inputs(tokens[:, -1:], None, positions, slots, mask, None)
-    return Advance(logits[:, 0], tokens, behind, tuple(hidden), close)
-
-
 def _rows(inputs: Inputs) -> list[Tensor]:
     """The arguments that every program begins with."""
     entry = inputs.tokens if inputs.hidden is None else inputs.hidden
@@ -346,6 +348,8 @@ def _name(network: Network, passage: Passage, form: Form) -> str:
     if form.keyed:
         words.append("trees")
     if form.steps:
-        words.append("one row" if form.steps == 1 else f"{form.steps} rows in turn")
+        words.append("one row" if form.steps == 1 else f"{form.steps} tokens in turn")
+    if form.rows > 1:
+        words.append(f"behind {form.rows} rows")
     words.append("several texts" if form.many else "one text")
     return ", ".join(words)

@@ -28,7 +28,7 @@ from .company import Company
 from .controllers import Controller, Round
 from .deciding import Decision, decide
 from .errors import RequestError
-from .network import without_gradients
+from .inference import without_gradients
 from .outcome import outcome_of
 from .processors import absorbed, refuse_sharing
 from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verifier

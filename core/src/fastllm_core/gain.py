@@ -14,7 +14,8 @@ from .cache import SlotCache
 from .layout import chain
 
 if TYPE_CHECKING:
-    from .network import Answer, Inputs, Network, Passage
+    from .network import Network
+    from .port import Answer, Inputs, Passage
     from .slot_layers import Layers
 
 CONTEXT: Final = 64

@@ -15,20 +15,19 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedModel
-from .network import Advance, Answer, EagerRunner, Inputs, watched
+from .port import Advance, Answer, EagerRunner, Inputs, watched
 from .probe import TOLERANCE, relative_difference
 from .slot_layers import CacheLayers, Layers, places_of
 from .ties import Best, best_of
 
 if TYPE_CHECKING:
-    from .network import Network, Passage, Runner
+    from .network import Network
+    from .port import Passage, Runner
 
 MOST_GRAPHS: Final = 64
 """Graphs of one network that are kept; the longest unused goes first."""
 WIDEST: Final = 64
 """Rows above which a forward is bound by arithmetic, and launches do not matter: prompts."""
-STRIDE: Final = 4
-"""Rows of a text that one graph runs in turn, where nobody looks between."""
 QUICK_BYTES: Final = 1 << 32
 """Weights of a network of which a GPU runs a row in so short a time, 1 or 2 ms, that what lies between rows shows."""
 WARM_UP: Final = 2
@@ -101,9 +100,9 @@ class GraphRunner:
         behind = Inputs(likely[:, -1:], None, positions, slots, mask, None)
         return Advance(logits, likely, behind, tuple(hidden), close)
 
-    def stride(self, passage: Passage, texts: int) -> int:
-        """Several, where a row is so quick that what lies between two of them shows."""
-        return STRIDE if self.network.weight_bytes <= QUICK_BYTES else 1
+    def at_once(self, passage: Passage, texts: int, rows: int, steps: int) -> bool:
+        """Any number, where a row is so quick that what lies between two of them shows."""
+        return steps > 1 and self.network.weight_bytes <= QUICK_BYTES
 
     def _replayed(
         self, what: object, work: Callable[[Inputs], Flat], inputs: Inputs, cache: CacheLayers

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from .network import Inputs
+from .port import Inputs
 
 LINE: Final = 1 << 18
 """More than there are tokens in a vocabulary, or positions in most texts."""

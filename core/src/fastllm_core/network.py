@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,209 +23,15 @@ from .adapters import Adapter, adapter_for, refusal
 from .attention import take_explicit_masks, take_fusible_attention
 from .clock import Clock
 from .errors import UnsupportedModel
+from .inference import without_gradients
+from .port import Advance, Answer, EagerRunner, Inputs, Outputs, Passage, Runner, passage_of
 from .slot_layers import CacheLayers, KVShape, ProbeLayer, SlotLayer
 from .spans import Span, Spans, spans_of
-from .ties import Best, best_of
 from .twin import share
 from .views import backbone, layer_list, layer_range, skip_sublayers
 
 if TYPE_CHECKING:
     from .models import LoadedModel
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class Inputs(NamedTuple):
-    """The arguments of a forward, all of fixed shape. Rounds make several: a named tuple takes no time."""
-
-    tokens: Tensor | None
-    """int64[B, R], or None if `hidden` is given."""
-    hidden: Tensor | None
-    """float[B, R, H]: hidden states that enter the first layer of the view."""
-    positions: Tensor
-    """int64[B, R]"""
-    slots: Tensor
-    """int64[B, R]: where each row's keys and values are written."""
-    mask: Tensor
-    """bool[B, R, T]: which slots each row sees."""
-    key_positions: Tensor | None
-    """int64[B, T]: position of what stands in each slot; None if slot and position agree."""
-
-    def to(self, device: torch.device) -> Inputs:
-        """The same rows on another device."""
-        if self.positions.device == device:
-            return self
-        return Inputs(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
-
-    def last(self) -> Inputs:
-        """The last of the rows alone, with its token."""
-        tokens = None if self.tokens is None else self.tokens[:, -1:]
-        hidden = None if self.hidden is None else self.hidden[:, -1:]
-        rows = (self.positions[:, -1:], self.slots[:, -1:], self.mask[:, -1:])
-        return Inputs(tokens, hidden, *rows, self.key_positions)
-
-    def of_tokens(self, tokens: Tensor) -> Inputs:
-        """The same rows with other tokens: int64[B, R]."""
-        return Inputs(tokens, None, self.positions, self.slots, self.mask, self.key_positions)
-
-
-class Outputs(NamedTuple):
-    """What a forward answers."""
-
-    logits: Tensor | None
-    """float[B, R, V] (or [B, 1, V] when only the last row's were asked for)."""
-    hidden: Mapping[int, Tensor]
-    """float[B, R, H] by layer: i is the input of layer i, `Network.layers` the last hidden state."""
-    best: Best | None = None
-    """The logits read greedily, where a back end brings that along."""
-    next: Inputs | None = None
-    """After one row of each text, the rows of the most likely tokens behind them, where a back end brings them along:
-    as in `Advance`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """Which layers a forward passes through, and what it answers: what there is a program for in a back end."""
-
-    start: int
-    stop: int
-    skip_attention: frozenset[int] = frozenset()
-    skip_mlp: frozenset[int] = frozenset()
-    hidden_layers: tuple[int, ...] = ()
-    last_logits_only: bool = False
-
-
-passage_of = lru_cache(maxsize=1024)(Passage)
-"""A passage, made once: rounds ask for the same few."""
-
-
-class Answer(NamedTuple):
-    """What a runner gives back."""
-
-    logits: Tensor | None
-    """As in `Outputs`; None if the last layer did not run."""
-    hidden: tuple[Tensor, ...]
-    """The passage's hidden states, in its order."""
-    best: Best | None = None
-    """As in `Outputs`."""
-    next: Inputs | None = None
-    """As in `Outputs`."""
-
-
-class Advance(NamedTuple):
-    """S tokens further in a chain: what its rows say, and the row behind them."""
-
-    logits: Tensor
-    """float[B, V]: of the last row."""
-    likely: Tensor
-    """int64[B, S]: the most likely token behind each row, which is the next row's."""
-    next: Inputs
-    """The row of the last of `likely`, one position and one slot further."""
-    hidden: tuple[Tensor, ...] = ()
-    """float[B, S, H]: the passage's hidden states, in its order."""
-    close: Tensor | None = None
-    """bool[B, S]: whether rounding alone may have decided each of `likely`, where a back end brings it along."""
-
-
-class Runner(Protocol):
-    """How a back end runs the forwards of one network."""
-
-    def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
-        """Some rows through some layers; see `Network.forward`."""
-        ...
-
-    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
-        """One row of each text, to the last layer, and those behind it; see `Network.advance`."""
-        ...
-
-    def stride(self, passage: Passage, texts: int) -> int:
-        """How many rows of each text `advance` runs at once, with their near-ties; see `Network.stride`."""
-        ...
-
-
-class Stepping(ABC):
-    """`advance` by way of `forward`, which may bring everything along already."""
-
-    def __init__(self, network: Network) -> None:
-        """network: whose forwards these are."""
-        self.network = network
-
-    @abstractmethod
-    def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
-        """See `Network.forward`."""
-
-    def advance(self, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int = 1) -> Advance:
-        """See `Network.advance`."""
-        if steps > 1:
-            return in_turn([1] * steps, inputs, lambda _, row: self.advance(passage, row, cache))
-        logits, hidden, best, behind = self.forward(passage, inputs, cache)
-        assert logits is not None
-        if best is None or behind is None:
-            return advanced(logits, inputs, hidden)
-        return Advance(logits[:, 0], best.tokens, behind, hidden, best.close)
-
-    def stride(self, passage: Passage, texts: int) -> int:
-        """One: a loop in Python gains nothing."""
-        return 1
-
-
-def advanced(logits: Tensor, inputs: Inputs, hidden: tuple[Tensor, ...] = ()) -> Advance:
-    """What follows from the logits of a row, float[B, 1, V]."""
-    likely = logits.max(-1).indices
-    return Advance(logits[:, 0], likely, following(inputs, likely), hidden)
-
-
-def in_turn(strides: Sequence[int], inputs: Inputs, advance: Callable[[int, Inputs], Advance]) -> Advance:
-    """One advance made of several: so many steps each, from the row behind the last."""
-    said = [advance(strides[0], inputs)]
-    for steps in strides[1:]:
-        said.append(advance(steps, said[-1].next))
-    if len(said) == 1:
-        return said[0]
-    hidden = tuple(torch.cat(states, 1) for states in zip(*(one.hidden for one in said), strict=True))
-    closes = [one.close for one in said if one.close is not None]
-    close = torch.cat(closes, 1) if len(closes) == len(said) else None
-    return said[-1]._replace(likely=torch.cat([one.likely for one in said], 1), hidden=hidden, close=close)
-
-
-def watched(network: Network, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int) -> Advance:
-    """An eager advance that also says which of its tokens were close."""
-
-    def one(_: int, row: Inputs) -> Advance:
-        answer = network.eager(passage, row, cache)
-        assert answer.logits is not None
-        best = best_of(answer.logits, network.dtype)
-        return Advance(answer.logits[:, 0], best.tokens, following(row, best.tokens), answer.hidden, best.close)
-
-    return in_turn([1] * steps, inputs, one)
-
-
-def following(inputs: Inputs, tokens: Tensor) -> Inputs:
-    """The rows of some tokens, int64[B, 1], behind one row each: pure tensor arithmetic, which a compiler takes in."""
-    behind = inputs.slots + 1
-    slots = torch.arange(inputs.mask.shape[2], device=behind.device)
-    mask = inputs.mask | (slots == behind[:, :, None])
-    return Inputs(tokens, None, inputs.positions + 1, behind, mask, None)
-
-
-def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
-    """A function that runs in inference mode, which is entered only where it is not on yet: in rounds it is."""
-    guarded = torch.inference_mode()(function)
-
-    @wraps(function)
-    def run(*arguments: P.args, **named: P.kwargs) -> T:
-        return (function if torch.is_inference_mode_enabled() else guarded)(*arguments, **named)
-
-    return run
-
-
-class EagerRunner(Stepping):
-    """Forwards as transformers runs them."""
-
-    def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
-        """See `Network.eager`."""
-        return self.network.eager(passage, inputs, cache)
 
 
 class Network:
@@ -369,21 +173,22 @@ class Network:
         """One row of a chain of each text: its logits, and the row of the most likely token behind it.
 
         inputs: tokens int64[B, 1], without key positions. A chain is drafted by calling this again and again, with
-        `next` as it is or, for a token that was drawn, with `Inputs.of_tokens`.
-        steps: rows to run, each the most likely token behind the last; where nobody looks at a token before the next
-        is drafted, one call for all of them spares a back end the way through Python between them.
+        `next` as it is or, for a token that was drawn, with `Inputs.of_tokens`. Or int64[B, R], rows of a chain: what
+        is missing in the cache before its last row enters with it, and only the last is answered.
+        steps: tokens to go on for, each the most likely one behind the last; where nobody looks at a token before the
+        next is drafted, one call for all of them spares a back end the way through Python between them.
         skip_*, hidden_layers: as for `forward`.
         """
         passage = passage_of(0, self.layers, skip_attention, skip_mlp, hidden_layers)
         with self.clock.forward():
             return self.runner.advance(passage, inputs, cache, steps)
 
-    def stride(self, texts: int) -> int:
-        """How many rows of each text, all the way through, are one call of the back end's where nobody looks between.
+    def at_once(self, texts: int, steps: int, rows: int = 1) -> bool:
+        """Whether `advance` by so many steps is one call of the back end's, through all layers, and says what is close.
 
-        1 where that gains nothing: such a call would only be a loop.
+        If not, it is a loop, in which one may as well look at each token.  rows: of each text, that enter.
         """
-        return self.runner.stride(self.whole, texts)
+        return self.runner.at_once(self.whole, texts, rows, steps)
 
     def eager(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """Run a forward as transformers does, kernel by kernel: what every other back end must agree with."""

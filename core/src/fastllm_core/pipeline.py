@@ -20,8 +20,8 @@ from .config import Config, config_from, load_config
 from .device import Device, select_device
 from .errors import RequestError
 from .generation import Generation, Piece, Settings
+from .inference import without_gradients
 from .models import LoadedModel, load_model
-from .network import without_gradients
 from .processors import refuse_sharing
 from .prompts import Prompt, encode, is_batch
 from .request import Request, SamplingParams

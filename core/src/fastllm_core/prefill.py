@@ -10,7 +10,8 @@ import torch
 from . import layout
 
 if TYPE_CHECKING:
-    from .network import Network, Outputs
+    from .network import Network
+    from .port import Outputs
     from .protocols import KVCache
 
 

@@ -19,14 +19,15 @@ from . import identity, layout
 from .attention import KERNELS
 from .cache import SlotCache
 from .errors import UnsupportedModel
-from .network import Passage
+from .port import Passage
 from .spans import SPAN_KEYS, Span, spans_of
 from .twin import share
 from .views import backbone
 
 if TYPE_CHECKING:
     from .digests import Digests
-    from .network import Inputs, Network
+    from .network import Network
+    from .port import Inputs
 
 ROWS: Final = 8
 PORT: Final = "explicit positions and masks over a preallocated cache"

@@ -27,7 +27,10 @@ def rehearse(pipeline: Pipeline, batch: bool) -> None:
 
 
 class InTurn(Fixed):
-    """Two rounds with drafts, then one without: behind that a drafter has two tokens to read, whatever was accepted."""
+    """Two rounds with the longest drafts, then none, then the same with shorter ones, which may be drafted otherwise.
+
+    Behind a round without, a drafter has two tokens to read, whatever was accepted.
+    """
 
     def __init__(self, own: Controller, longest: int) -> None:
         """own: where drafts end is its word.  longest: tokens to draft."""
@@ -35,9 +38,10 @@ class InTurn(Fixed):
         self.own, self.rounds = own, 0
 
     def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
-        """The longest, or none."""
+        """The longest, a shorter one, or none."""
         self.rounds += 1
-        return [self.longest if self.rounds % 3 else 0] * len(rows)
+        shorter = max(self.longest - 1, 1)
+        return [(0, self.longest, self.longest, 0, shorter, shorter)[self.rounds % 6]] * len(rows)
 
     def thresholds(self, rows: Sequence[int], sampled: Sequence[bool]) -> list[float]:
         """The configured controller's."""

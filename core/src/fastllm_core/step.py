@@ -13,7 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from .network import Answer, Inputs, Network, Passage, following
+from .network import Network
+from .port import Answer, Inputs, Passage, following, last_only
 from .slot_layers import SlotLayer
 from .ties import best_of
 
@@ -34,8 +35,10 @@ class Form:
     many: bool = False
     """More than one text."""
     steps: int = 0
-    """Above 0: one row, so many times, each with the most likely token behind the last, and the row behind them comes
-    out as well: of a plain round, and of a chain (`Network.advance`)."""
+    """Above 0: so many tokens in turn, each the most likely one behind the last, and the row behind them comes out as
+    well: of a plain round, and of a chain (`Network.advance`)."""
+    rows: int = 1
+    """Where it steps: rows that enter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class Step(nn.Module):
                 else OpenLayer(next(stores), next(stores), inputs.slots, mask.shape[2])
                 for shape in self.shapes
             ]
-            return self.network.compute(self.passage, inputs, layers, logits_to_keep)
+            return self.network.compute(self._asked(inputs), inputs, layers, logits_to_keep)
 
         return self._answers(self._inputs(entry, positions, slots, mask, key_positions), run)
 
@@ -132,9 +135,14 @@ class Step(nn.Module):
             stores: Iterator[Tensor] = iter([buffer[:, :, : mask.shape[2]] for buffer in buffers])
             nothing = torch.empty(0)
             cache = [(nothing, nothing) if shape is None else (next(stores), next(stores)) for shape in self.shapes]
-            return self.origin.eager(self.passage, inputs, cache)
+            return self.origin.eager(self._asked(inputs), inputs, cache)
 
         return self._answers(self._inputs(entry, positions, slots, mask, key_positions), run, tokens)
+
+    def _asked(self, inputs: Inputs) -> Passage:
+        """Of rows that enter together, the last one is gone on from."""
+        entering = self.form.steps and inputs.positions.shape[1] > 1
+        return last_only(self.passage) if entering else self.passage
 
     def _inputs(
         self, entry: Tensor, positions: Tensor, slots: Tensor, mask: Tensor, key_positions: Tensor | None
@@ -156,15 +164,16 @@ class Step(nn.Module):
             said.append(logits)
             likely.append(best.tokens)
             close.append(best.close)
-            states.append(hidden)
-            inputs = following(inputs, best.tokens if tokens is None else tokens[:, step : step + 1])
+            states.append([state[:, -1:] for state in hidden])
+            row = inputs if inputs.positions.shape[1] == 1 else inputs.last()
+            inputs = following(row, best.tokens if tokens is None else tokens[:, step : step + 1])
         early = [_in_line(parts) for parts in zip(*states, strict=True)]
         return (said[-1], _in_line(likely), _in_line(close), inputs.positions, inputs.slots, inputs.mask, *early)
 
     def example(self, sizes: Sizes = TRACED) -> tuple[Any, ...]:
         """Arguments of some sizes, for a call in the middle of the extent."""
         network, device = self.network, self.network.device
-        texts, rows = (3 if self.form.many else 1), 1 if self.form.steps else sizes.rows
+        texts, rows = (3 if self.form.many else 1), self.form.rows if self.form.steps else sizes.rows
         positions = (torch.arange(rows, device=device) + sizes.extent // 3).repeat(texts, 1)
         entry: Tensor = torch.arange(3, 3 + rows, device=device).repeat(texts, 1) % network.vocab_size
         if self.form.hidden:

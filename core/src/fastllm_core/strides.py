@@ -5,7 +5,7 @@ The way through Python between two rounds takes a tenth of the time of a small m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .acceptor import ExactAcceptor
 from .batch import Batch
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .report import RunReport
 
 
+STRIDE: Final = 4
+"""Plain rounds that are one call."""
+
+
 def possible(parts: Parts) -> bool:
     """Whether an engine's verifier and acceptor are the core's own, and nobody drafts or observes."""
     watched = parts.drafter is not None or bool(parts.observers)
@@ -30,8 +34,8 @@ def stride(company: Company, network: Network) -> int:
     """How many rounds may be one call; 1 if a row wants more of a round than its most likely token, or ends before."""
     if not company.unwatched:
         return 1
-    count = network.stride(len(company.rows))
-    return count if all(row.remaining >= count for row in company.rows) else 1
+    fits = network.at_once(len(company.rows), STRIDE) and all(row.remaining >= STRIDE for row in company.rows)
+    return STRIDE if fits else 1
 
 
 def run(company: Company, count: int, parts: Parts, report: RunReport) -> list[Event]:

@@ -15,7 +15,7 @@ from .ties import Best, best_of
 if TYPE_CHECKING:
     from .batch import Batch
     from .context import Context
-    from .network import Advance, Inputs
+    from .port import Advance, Inputs
 
 
 def round_widths(draft_length: int) -> tuple[int, ...]:

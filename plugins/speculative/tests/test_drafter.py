@@ -373,7 +373,7 @@ def test_every_forward_comes_up_in_a_rehearsal(
     assert names == {
         f"{drafting}{rows}{texts}"
         for texts in ("one text", "several texts")
-        for rows in ("", "one row, ", f"{compiled.STRIDE} rows in turn, ")
+        for rows in ("", "one row, ", f"{LENGTH} tokens in turn, behind 2 rows, ")
     }
 
 

@@ -20,7 +20,8 @@ from ..cache import SlotCache
 from ..errors import UnsupportedModel
 from ..layout import chain
 from ..models import load_model
-from ..network import Network, Outputs
+from ..network import Network
+from ..port import Outputs
 from ..prefill import read
 from ..probe import check_whole
 from ..protocols import Drafter

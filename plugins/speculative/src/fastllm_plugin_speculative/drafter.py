@@ -6,7 +6,7 @@ Shapes: B rows of the batch, N drafted tokens, V vocabulary of the target.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ from fastllm_core import (
 
 if TYPE_CHECKING:
     from .plugin import SpeculativeOptions
+
+
+MOST_MISSING: Final = 2
+"""Tokens that enter in one forward with a text's last one; what else the cache lacks is read before."""
 
 
 class DraftModel(Drafter):
@@ -72,11 +76,11 @@ class DraftModel(Drafter):
         confidence = Confidence(batch)
         probs = None
         looked_at = self._draws(batch) or confidence.watches or not self._fits
-        if looked_at or self.network.stride(len(batch)) == 1:  # which ends with a token that ends the text
-            tokens, probs = self._one_by_one(batch, count, extent, confidence)
-        else:
+        if not looked_at and self.network.at_once(len(batch), count, MOST_MISSING):
             tokens = self._first(batch, extent, count).likely
             confidence.told(tokens)
+        else:  # which ends with a token that ends the text
+            tokens, probs = self._one_by_one(batch, count, extent, confidence)
         for row in _drafting(batch):
             self.cache.lengths[row.slot] = row.length - 1 + tokens.shape[1]  # the last draft has not been read
         return Draft(tokens, confidence.lengths, probs=probs)
@@ -116,29 +120,20 @@ class DraftModel(Drafter):
         """Read the last committed token of every row, and before it whatever the cache lacks, then go on drafting.
 
         After a draft that was accepted whole it lacks two tokens, the last draft and the bonus; after plain rounds,
-        more. A row that drafts nothing is not worth reading for: what it says is padding.
+        more. A row that drafts nothing is not worth reading for: what it says is padding. Where all steps are one call,
+        two rows enter in any case, so that one program serves every round.
         """
-        at_once = min(2, *batch.lengths)  # a text of one token has nothing before its root
-        behind = False
+        most = min(MOST_MISSING, *batch.lengths)  # a text of one token has nothing before its root
+        behind = steps > 1
         for row in _drafting(batch):
             have = self.cache.lengths[row.slot]
-            if have < row.length - at_once:
-                self._read(row, have, row.length - at_once)
+            if have < row.length - most:
+                self._read(row, have, row.length - most)
             behind = behind or have < row.length - 1
-        count = 2 if behind and at_once == 2 else 1
+        count = most if behind else 1
         starts = [place + 1 - count for place in batch.root_positions]
         inputs = chain(self._last(batch, count), starts, extent)
-        layers = self._layers(batch, extent)
-        if count == 1:
-            return self._fitted(self.network.advance(inputs, layers, steps=steps), batch)
-        outputs = self.network.forward(inputs, layers, last_logits_only=True)
-        assert outputs.logits is not None
-        likely = outputs.logits.max(-1).indices if outputs.best is None else outputs.best.tokens
-        following = chain(likely, [place + 1 for place in batch.root_positions], extent)
-        if steps == 1:
-            return self._fitted(Advance(outputs.logits[:, 0], likely, following), batch)
-        more = self.network.advance(following, layers, steps=steps - 1)
-        return more._replace(likely=torch.cat([likely, more.likely], dim=1))
+        return self._fitted(self.network.advance(inputs, self._layers(batch, extent), steps=steps), batch)
 
     def _last(self, batch: Batch, count: int) -> Tensor:
         """int64[B, count]: the last tokens of every row, on the drafter's device."""
