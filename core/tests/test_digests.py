@@ -117,6 +117,13 @@ def test_weights_that_were_written_to_are_not_those_of_their_files(model_folder:
         assert loaded.origin.files_of(model) == ()
 
 
+def test_a_model_that_was_loaded_in_inference_mode_has_files_that_nobody_vouches_for(model_folder: Path) -> None:
+    """Its tensors do not count what is written to them."""
+    with torch.inference_mode(), load(str(model_folder), "plain", device="cpu", dtype="float32") as pipeline:
+        assert pipeline.target.origin is None
+        assert pipeline.generate("one", max_new_tokens=2, ignore_eos=True).report.tokens == 2
+
+
 def test_a_weight_written_in_place_is_noticed(model_folder: Path) -> None:
     with load(str(model_folder), "plain", device="cpu", dtype="float32") as pipeline, torch.no_grad():
         loaded = pipeline.target

@@ -24,7 +24,8 @@ class Origin:
     @classmethod
     def of(cls, source: ModelSource, model: nn.Module) -> Origin | None:
         """Where a model was just loaded from; None if its files, or changes of its tensors, cannot be told."""
-        if any(tensor.is_inference() for tensor in model.parameters()):  # they do not count what is written to them
+        tensors = (*model.parameters(), *model.buffers())
+        if any(tensor.is_inference() for tensor in tensors):  # they do not count what is written to them
             return None
         folder = _folder(source, model)
         files = tuple(sorted(folder.glob("*.safetensors"))) if folder is not None else ()
