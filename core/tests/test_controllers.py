@@ -264,6 +264,27 @@ def test_an_early_rejection_does_not_end_the_drafts_of_a_text() -> None:
     assert controller.lengths([1])[0] > 0
 
 
+def test_auto_keeps_a_length_that_pays_for_some_rounds() -> None:
+    """And learns what they showed, all of it, when it looks again."""
+    controller = CostModel(5)
+    Machine().run(controller, 100, 0.9)
+    before = controller.acceptance(0)
+    lengths = Machine().run(controller, 3 * CostModel.HOLD, 0.0)
+    assert lengths[: CostModel.HOLD] == [5] * CostModel.HOLD
+    assert lengths[-1] < 5
+    assert controller.acceptance(0) < 0.75 < before
+
+
+def test_auto_forgets_a_row_that_left_between_two_looks() -> None:
+    controller = CostModel(5)
+    Machine().run(controller, 100, 0.9)
+    controller.lengths([0])
+    controller.observe(Round((0,), (5,), (5,), 0.5, 1.0, 0.05))
+    controller.release(0)
+    others = controller.acceptance(7)
+    assert controller.acceptance(0) == others
+
+
 def test_auto_keeps_rows_apart() -> None:
     controller = CostModel(4)
     for _ in range(50):

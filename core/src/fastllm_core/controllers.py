@@ -7,11 +7,12 @@ in one that looks at time, with which a seed promises no text anyway.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from operator import itemgetter
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
+from .costs import Costs
 from .errors import ConfigError
 from .verifier import round_widths
 
@@ -51,9 +52,11 @@ class Controller(Protocol):
 
     def observe(self, round_: Round) -> None:
         """A round is over."""
+        return
 
     def release(self, row: int) -> None:
         """A row has left."""
+        return
 
     def state(self, row: int) -> dict[str, float]:
         """What has been adapted to a row, by name, for its report."""
@@ -70,12 +73,6 @@ class Fixed(Controller):
     def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """The one length."""
         return [self.longest] * len(rows)
-
-    def observe(self, round_: Round) -> None:
-        """Nothing changes."""
-
-    def release(self, row: int) -> None:
-        """Nothing is kept."""
 
 
 class Heuristic(Controller):
@@ -174,33 +171,6 @@ class Threshold(Controller):
         return {"threshold": self._thresholds[row], "acceptance": self._acceptance.get(row, 0.0)}
 
 
-class Recent:
-    """The median of the latest times: a slow round does not move it, nor does it matter how many times there are.
-
-    (Of the best, it does: what is done often looks better than what is done seldom, and so is done still more often.)
-    """
-
-    FEW: Final = 3
-    """Times up to which it may still be far too long."""
-
-    __slots__ = ("times", "typical")
-
-    def __init__(self) -> None:
-        """No time is known yet."""
-        self.times: deque[float] = deque(maxlen=9)
-        self.typical = float("inf")
-
-    def add(self, seconds: float) -> None:
-        """One more, for which the oldest may go."""
-        self.times.append(seconds)
-        self.typical = sorted(self.times)[(len(self.times) - 1) // 2]
-
-    @property
-    def settled(self) -> bool:
-        """Whether there are enough times that an unlucky one is seen to be one."""
-        return len(self.times) >= self.FEW
-
-
 class CostModel(Controller):
     """The length that maximises expected tokens per second, from measured times and measured acceptance.
 
@@ -226,8 +196,10 @@ class CostModel(Controller):
     FIRST_PROBE, LAST_PROBE = 8, 256
     """Rounds between probes: doubled after each that did not pay."""
     REMEASURE: Final = 128
-    """Rounds after which plain decoding is timed again while drafting pays, and lengths that were not drafted are no
-    longer known: their times may be those of a cold start."""
+    """Rounds after which plain decoding is timed again while drafting pays."""
+    HOLD: Final = 8
+    """Rounds for which a length that pays is drafted before it is looked at again: neither times nor acceptance change
+    fast, and looking shows in the time of a small model's round."""
     MARGIN: Final = 1.02
     """How much better drafting must look before it is chosen over plain decoding: times are noisy."""
 
@@ -239,47 +211,53 @@ class CostModel(Controller):
         """Accepted and tested tokens of each row."""
         self._pool = (self.PRIOR * self.WEIGHT, self.WEIGHT)
         """The same of all rows so far."""
-        self._verify: dict[int, dict[int, Recent]] = defaultdict(lambda: defaultdict(Recent))
-        self._draft: dict[int, dict[int, Recent]] = defaultdict(lambda: defaultdict(Recent))
-        """Both by rows of the batch and length."""
-        self._rest: dict[int, Recent] = defaultdict(Recent)
-        self._lately: dict[int, list[int]] = defaultdict(list)
-        """Lengths of the latest rounds, by rows of the batch."""
+        self._costs: dict[int, Costs] = defaultdict(partial(Costs, self._choices))
+        """By rows of the batch."""
         self._since_plain = 0
         self._since_probe = 0
         self._probe_after = self.FIRST_PROBE
+        self._unread: list[Round] = []
+        """Rounds that have not been learned from yet."""
+        self._held: tuple[Sequence[int], list[int]] | None = None
+        """Rows and their lengths, until the next look."""
 
     def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """One length for the batch, whose rows share the cost of a round, but none for a row that has nothing."""
-        rates = [self.acceptance(row) for row in rows] if expected is None else expected
+        if self._held and self._held[0] == rows and expected is None and len(self._unread) < self.HOLD:
+            return self._held[1]
+        self._learn()
+        rates = [self._rate(row) for row in rows] if expected is None else expected
         length = self._length(rates) if any(rates) else 0
-        return [length if rate else 0 for rate in rates]
+        lengths = [length if rate else 0 for rate in rates]
+        pays = self._since_probe == 0 and length and self._costs[len(rows)].settled(length)
+        self._held = (rows, lengths) if pays and expected is None else None
+        return lengths
 
     def _length(self, rates: Sequence[float]) -> int:
-        batch = len(rates)
-        if not self._draft.get(batch):
+        costs = self._costs[len(rates)]
+        if not costs.drafting_known:
             return self.longest
-        if 0 not in self._verify[batch] or self._since_plain >= self.REMEASURE:
+        if not costs.plain_known or self._since_plain >= self.REMEASURE:
             return 0
-        rate, best = max([(self.rate(rates, length), length) for length in self._choices[1:]], key=itemgetter(0))
-        if rate > self.rate(rates, 0) * self.MARGIN:
+        plain, *drafting = [
+            sum([expected_tokens(rate, length) for rate in rates]) / seconds
+            for length, seconds in zip(self._choices, costs.seconds(), strict=True)
+        ]
+        best = max(drafting)
+        if best > plain * self.MARGIN:
             self._probe_after = self.FIRST_PROBE
-            return best
+            return self._choices[1 + drafting.index(best)]
         if self._since_probe >= self._probe_after:
             self._probe_after = min(2 * self._probe_after, self.LAST_PROBE)
             return min(2, self.longest)
         return 0
 
-    def rate(self, rates: Sequence[float], length: int) -> float:
-        """Expected tokens per second of the batch with drafts of `length` tokens.
-
-        rates: of acceptance, for each row.
-        """
-        tokens = sum([expected_tokens(rate, length) for rate in rates])
-        return tokens / self._seconds(len(rates), length)
-
     def acceptance(self, row: int) -> float:
         """The row's rate of acceptance, 0..1."""
+        self._learn()
+        return self._rate(row)
+
+    def _rate(self, row: int) -> float:
         accepted, tested = self._acceptance.get(row) or self._fresh
         return accepted / tested
 
@@ -289,50 +267,22 @@ class CostModel(Controller):
         accepted, tested = self._pool
         return accepted / tested * self.WEIGHT, self.WEIGHT
 
-    def _seconds(self, batch: int, length: int) -> float:
-        """What a round takes."""
-        draft = self._draft_seconds(batch, length) if length else 0.0
-        return draft + self._verify_seconds(batch, length) + self._rest[batch].typical
-
-    def _draft_seconds(self, batch: int, length: int) -> float:
-        """Measured (a drafter may make several tokens at once), or so much for each token as the nearest length.
-
-        Until it was measured a few times, no more than that, or an unlucky one would never be put right.
-        """
-        known = self._draft[batch]
-        measured = known.get(length)
-        if measured and measured.settled:
-            return measured.typical
-        nearest = min((n for n in known if n != length), key=lambda n: abs(n - length), default=length)
-        guess = known[nearest].typical * length / nearest
-        return min(measured.typical, guess) if measured else guess
-
-    def _verify_seconds(self, batch: int, length: int) -> float:
-        """Measured, or interpolated between the lengths around it: as for drafts."""
-        known = self._verify[batch]
-        measured = known.get(length)
-        if measured and measured.settled:
-            return measured.typical
-        below = max((n for n in known if n < length), default=None)
-        above = min((n for n in known if n > length), default=below)
-        if above is None:
-            return known[length].typical
-        if below is None:
-            below = above
-        share = (length - below) / (above - below) if above > below else 0.0
-        guess = known[below].typical + share * (known[above].typical - known[below].typical)
-        return min(measured.typical, guess) if measured else guess
-
     def observe(self, round_: Round) -> None:
-        """Learn the round's times and what was accepted."""
-        batch, length = len(round_.rows), max(round_.drafted)
-        self._verify[batch][length].add(round_.verify_seconds)
-        self._rest[batch].add(round_.rest_seconds)
-        if length:
-            self._draft[batch][length].add(round_.draft_seconds)
-        self._lately[batch].append(length)
-        if len(self._lately[batch]) >= self.REMEASURE:
-            self._forget(batch)
+        """Note a round."""
+        self._unread.append(round_)
+        if self._held is None:
+            self._learn()
+
+    def _learn(self) -> None:
+        """Learn from what has been noted: times, and what was accepted."""
+        unread, self._unread = self._unread, []
+        for round_ in unread:
+            self._learn_from(round_)
+
+    def _learn_from(self, round_: Round) -> None:
+        length = max(round_.drafted)
+        seconds = round_.draft_seconds, round_.verify_seconds, round_.rest_seconds
+        self._costs[len(round_.rows)].add(length, *seconds)
         self._since_plain = self._since_plain + 1 if length else 0
         self._since_probe = 0 if length else self._since_probe + 1
         for row, drafted, accepted in zip(round_.rows, round_.drafted, round_.accepted, strict=True):
@@ -343,16 +293,9 @@ class CostModel(Controller):
                 kept, tested = self._pool
                 self._pool = kept * self.POOL + accepted, tested * self.POOL + looked_at
 
-    def _forget(self, batch: int) -> None:
-        """Lengths that were not drafted lately are tried again where their neighbours make them look good."""
-        done = {*self._lately[batch]} - {0}
-        self._lately[batch].clear()
-        for times in (self._verify[batch], self._draft[batch]) if done else ():
-            for length in times.keys() - done - {0}:
-                del times[length]
-
     def release(self, row: int) -> None:
         """Forget the row's acceptance; the times stay, they belong to the machine, and what others begin with."""
+        self._learn()
         self._acceptance.pop(row, None)
 
 
