@@ -37,7 +37,7 @@ def test_it_compiles_shows_and_clears(model: str, capsys: pytest.CaptureFixture[
     assert "a forward of" in out
     assert "6 rows" in out
     kinds = sorted(program.name.partition(", ")[2] for program in ProgramFolder())
-    in_turn = ["4 rows in turn, one text", "4 rows in turn, several texts"]
+    in_turn = ["4 tokens in turn, one text", "4 tokens in turn, several texts"]
     assert kinds == [*in_turn, "one row, one text", "one row, several texts", "one text"]
     assert run(["compile", "--list"]) == 0
     assert "one text" in capsys.readouterr().out

@@ -250,7 +250,7 @@ def test_any_role_may_fail(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     if role != "observer":
         part = getattr(engine.parts, role)
-        method = {"acceptor": "decide", "verifier": "score", "controller": "observe"}[role]
+        method = {"acceptor": "decide", "verifier": "score", "controller": "lengths"}[role]
         original = getattr(part, method)
         monkeypatch.setattr(part, method, lambda *arguments: (work(arguments[0]), original(*arguments))[1])
     for request in REQUESTS[:4]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastllm_core.layout import LINE, SMALL, ancestors, chain, numbers, tree
+from fastllm_core.layout import LINE, SMALL, Slate, ancestors, chain, numbers, tree
 
 EXTENT = 24
 
@@ -63,6 +63,19 @@ def test_numbers_are_what_they_are(values: list[int]) -> None:
     made = numbers(values, torch.device("cpu"))
     assert made.tolist() == values
     assert made.dtype == torch.long
+
+
+def test_a_slate_is_written_over() -> None:
+    slate = Slate(torch.device("cpu"))
+    first = slate.write([[3, 4], [5, 6]])
+    assert first.tolist() == [[3, 4], [5, 6]]
+    assert slate.write([[7, 8, 9]]).tolist() == [[7, 8, 9]]
+    assert first.tolist() == [[3, 4], [5, 6]], "another size lies elsewhere"
+    second = slate.write([(1, 2), (3, 4)])
+    assert second.data_ptr() == first.data_ptr()
+    assert second.tolist() == [[1, 2], [3, 4]]
+    assert second.dtype == torch.int64
+    assert not second.is_inference()
 
 
 def test_padding_beyond_the_extent_shares_the_last_slot() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -165,7 +164,7 @@ def test_a_layer_without_sublayers_is_gone_around(family: str) -> None:
     """Its norms do not run either, and what comes out of it is still recorded."""
     network = network_of(model_of(family))
     only = frozenset({1})
-    view = network.view(replace(network.whole, skip_attention=only, skip_mlp=only))
+    view = network.view(network.whole._replace(skip_attention=only, skip_mlp=only))
     layer = views.layer_list(views.backbone(view))[1]
     assert type(layer) is not type(views.layer_list(views.backbone(network.model))[1])
     ran: list[str] = []

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .heads import Head, TargetIdentity, load_head
     from .hookspecs import API_VERSION, hookimpl
     from .journal import Journal
-    from .layout import ancestors, chain, tree
+    from .layout import Slate, ancestors, chain, tree
     from .lessons import Converter, Judgement, Lesson, Published, Trainer, converter, trainer, visible
     from .logprobs import TokenLogprob
     from .models import (
@@ -116,7 +116,7 @@ _PUBLIC = {
     "heads": ("Head", "TargetIdentity", "load_head"),
     "hookspecs": ("API_VERSION", "hookimpl"),
     "journal": ("Journal",),
-    "layout": ("ancestors", "chain", "tree"),
+    "layout": ("Slate", "ancestors", "chain", "tree"),
     "lessons": ("Converter", "Judgement", "Lesson", "Published", "Trainer", "converter", "trainer", "visible"),
     "logprobs": ("TokenLogprob",),
     "models": (
@@ -127,9 +127,10 @@ _PUBLIC = {
         "resolve_model",
         "verify_same_vocabulary",
     ),
-    "network": ("Advance", "Inputs", "Network", "Outputs", "advanced"),
+    "network": ("Network",),
     "options": ("Options",),
     "pipeline": ("Pipeline", "configuration", "load"),
+    "port": ("Advance", "Inputs", "Outputs", "advanced"),
     "prefill": ("read",),
     "protocols": (
         "Acceptor",

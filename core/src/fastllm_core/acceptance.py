@@ -35,6 +35,8 @@ def match(tokens: Tensor, lengths: Tensor, parents: Tensor | None, choices: Tens
     The choice at which the draft ends is the extra token; drawing it afresh would favour the tokens not drafted.
     """
     if parents is None or not tokens.shape[1]:
+        if tokens.is_cpu and tokens.numel() <= _FEW:
+            return _match_chain_on_host(tokens, lengths, choices)
         return _match_chain(tokens, lengths, choices)
     return _match_tree(tokens, lengths, parents, choices)
 
@@ -150,9 +152,7 @@ def residual(p: Tensor, q: Tensor, weight: Tensor | float = 1.0) -> Tensor:
 
 
 def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
-    # Every greedy round passes here: as few tensor operations as possible.
-    if tokens.is_cpu and tokens.numel() <= _FEW:
-        return _match_chain_on_host(tokens, lengths, choices)
+    # Every greedy round on a GPU passes here: as few tensor operations as possible.
     count = tokens.shape[1]
     if not count:
         return Verdict(lengths, tokens, choices)

@@ -52,10 +52,9 @@ class Clock:
         self.current = "rest"
         self._since = time.perf_counter()
 
-    def stop(self) -> float:
-        """Count the time until now; nobody is working. Returns all seconds so far."""
+    def stop(self) -> None:
+        """Count the time until now; nobody is working."""
         self.switch("rest")
-        return sum(self.phases.values())
 
     def of_rounds(self) -> tuple[float, float, float]:
         """Seconds so far in drafting, in verifying, and in what else rounds do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -25,8 +26,12 @@ class Company:
     """Which rows sample."""
     speculates: tuple[bool, ...]
     """Which rows may draft."""
+    drafting: tuple[LiveRow, ...]
+    """Those that may."""
     asks: bool
     """Some row wants to know how likely its tokens were, or their logits."""
+    controlled: bool
+    """Some row's controls change its logits, or processors see them."""
     unwatched: bool
     """All are greedy, nobody changes or asks for logits: what follows from a round is its most likely token."""
     nothing: Draft
@@ -48,10 +53,16 @@ class Company:
             sampling=sampling,
             draws=tuple(request.sampling.temperature > 0 for request in requests),
             speculates=tuple(request.speculate for request in requests),
+            drafting=tuple(row for row in rows if row.request.speculate),
             asks=asks,
+            controlled=controlled,
             unwatched=sampling.greedy and not asks and not controlled,
-            nothing=Draft(
-                torch.zeros(len(rows), 0, dtype=torch.long, device=device),
-                torch.zeros(len(rows), dtype=torch.long, device=device),
-            ),
+            nothing=_nothing(len(rows), device),
         )
+
+
+@lru_cache(maxsize=64)
+def _nothing(count: int, device: torch.device) -> Draft:
+    with torch.inference_mode(False):
+        lengths = torch.zeros(count, dtype=torch.long, device=device)
+        return Draft(lengths[:, None][:, :0], lengths)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -118,6 +117,7 @@ class CompiledRunner(Stepping):
         super().__init__(network)
         self.backend = backend
         self._forwards: dict[tuple[object, ...], tuple[LoadedProgram | None, Run]] = {}
+        self._chains: dict[tuple[object, ...], LoadedProgram | None] = {}
         self._programs: dict[tuple[Passage, Form], LoadedProgram | None] = {}
         self._facts: dict[str, Any] | None = None
         self._rows: dict[int, Tensor] = {}
@@ -145,9 +145,9 @@ class CompiledRunner(Stepping):
         buffers = self._buffers(cache)
         if buffers is None:
             return watched(self.network, passage, inputs, cache, steps)
-        logits, tokens, close, positions, slots, mask, *hidden = program.run([*_rows(inputs), *buffers])
-        behind = Inputs(tokens[:, -1:], None, positions, slots, mask, None)
-        return Advance(logits[:, 0], tokens, behind, tuple(hidden), close)
+        logits, tokens, close, *behind = program.run([*_rows(inputs), *buffers])
+        last, positions, slots, mask, *hidden = behind
+        return Advance(logits, tokens, Inputs(last, None, positions, slots, mask, None), tuple(hidden), close)
 
     def at_once(self, passage: Passage, texts: int, rows: int, steps: int) -> bool:
         """Whether there is a program for it."""
@@ -155,9 +155,14 @@ class CompiledRunner(Stepping):
 
     def _chain(self, passage: Passage, texts: int, rows: int, steps: int) -> LoadedProgram | None:
         """The program of several tokens in turn, which only a quick network has, and for a few numbers."""
-        if (rows, steps) not in self.backend.chains or not self._quick:
-            return None
-        return self._program(passage, Form(many=texts > 1, steps=steps, rows=rows))
+        asked = (passage, texts > 1, rows, steps)
+        try:
+            return self._chains[asked]
+        except KeyError:
+            worth = self._quick and (rows, steps) in self.backend.chains
+            form = Form(many=texts > 1, steps=steps, rows=rows)
+            found = self._chains[asked] = self._program(passage, form) if worth else None
+            return found
 
     @cached_property
     def _quick(self) -> bool:
@@ -165,10 +170,10 @@ class CompiledRunner(Stepping):
 
     def _choose(self, passage: Passage, form: Form, rows: int) -> tuple[LoadedProgram | None, Run]:
         """What runs forwards of a form: the program of one row, else that of any number, else none."""
-        passage = replace(passage, last_logits_only=False)  # an argument: a prompt and a round have one program
+        passage = passage._replace(last_logits_only=False)  # an argument: a prompt and a round have one program
         whole = passage.stop - passage.start == self.network.layers
         if rows == 1 and whole and not form.hidden and not form.keyed:
-            program = self._program(passage, replace(form, steps=1))
+            program = self._program(passage, form._replace(steps=1))
             if program is not None:
                 return program, _one_row
         program = self._program(passage, form)
@@ -192,7 +197,7 @@ class CompiledRunner(Stepping):
         logits, tokens, close, *hidden = answers
         if rows < NARROWEST or passage.last_logits_only:
             logits, tokens, close = logits[:, :1], tokens[:, :1], close[:, :1]
-        return Answer(logits, tuple(state[:, :rows] for state in hidden), Best(tokens, close))
+        return Answer(logits, tuple([state[:, :rows] for state in hidden]), Best(tokens, close))
 
     def _buffers(self, cache: CacheLayers) -> tuple[Tensor, ...] | None:
         buffers = cache.buffers if isinstance(cache, Layers) else buffers_of(cache)
@@ -249,10 +254,10 @@ class CompiledRunner(Stepping):
                 "machine": identity.of_machine(),
             }
         asked = {
-            key: sorted(value) if isinstance(value, frozenset) else value for key, value in asdict(passage).items()
+            key: sorted(value) if isinstance(value, frozenset) else value for key, value in passage._asdict().items()
         }
         asked["hidden_layers"] = list(passage.hidden_layers)
-        return {**self._facts, "passage": asked, "form": asdict(form), "options": OPTIONS}
+        return {**self._facts, "passage": asked, "form": form._asdict(), "options": OPTIONS}
 
     def _build(self, passage: Passage, form: Form, name: str) -> Callable[[Path], Mapping[str, Any]]:
         def build(path: Path) -> Mapping[str, Any]:

@@ -88,8 +88,7 @@ class Engine:
         exact: rounding cannot change a text, so near-ties need not be counted.
         """
         self.draft_length = draft_length
-        self.report = RunReport(lossy=parts.lossy)
-        """Figures of everything that this engine has done."""
+        self._report = RunReport(lossy=parts.lossy)
         self.parts = parts
         self.context_length = context_length
         self.max_rows = max_rows
@@ -114,8 +113,18 @@ class Engine:
         self._parts, self._steering, self._company = parts, Steering(parts.controller, self.draft_length), None
         self._observers = (*([parts.drafter] if parts.drafter else []), *parts.observers)
         self._strides = strides.possible(parts)
+        asked = getattr(type(parts.drafter), "expected_acceptance", None)
+        self._foretells = asked is not Drafter.expected_acceptance  # which never can tell
+        parts.clock.restart()  # the time until now was nobody's
+        self._learned = parts.clock.of_rounds()
         # The clock's own, so that they need not be copied in every step.
-        self.report.time, self.report.forward_time = parts.clock.phases, parts.clock.forwards
+        self._report.time, self._report.forward_time = parts.clock.phases, parts.clock.forwards
+
+    @property
+    def report(self) -> RunReport:
+        """Figures of everything that this engine has done; asked again, the seconds are those until then."""
+        self._report.seconds = sum(self._report.time.values())
+        return self._report
 
     @property
     def idle(self) -> bool:
@@ -176,13 +185,13 @@ class Engine:
             raise RuntimeError("a step was asked for within a step: plugins must not drive the engine that calls them")
         try:
             self._stepping = True  # within the try: an interrupt must not leave it set
-            self.parts.clock.restart()
+            self._parts.clock.restart()
             return self._step()
         finally:
             self._stepping = False
             while self._cancelled:
                 self.cancel(self._cancelled.pop())
-            self.report.seconds = self.parts.clock.stop()
+            self._parts.clock.stop()
 
     @without_gradients
     def _step(self) -> list[Event]:
@@ -222,7 +231,7 @@ class Engine:
             self._slots.join(row)
             row.joined, row.clock_at_join = time.perf_counter(), self.parts.clock.snapshot()
             row.report.prompt_tokens = row.prompt_length
-            self.report.prompt_tokens += row.prompt_length
+            self._report.prompt_tokens += row.prompt_length
             length = row.prompt_length + row.request.max_new_tokens + self._margin
             self._guarded([row], partial(self._slots.reserve, row, length))
 
@@ -239,16 +248,15 @@ class Engine:
     # -- a round ---------------------------------------------------------------------------------------------------
 
     def _round(self, company: Company) -> list[Event]:
-        count = strides.stride(company, self.parts.network) if self._strides else 1
-        events = strides.run(company, count, self.parts, self.report) if count > 1 else self._one_round(company)
+        count = strides.stride(company, self._parts.network) if self._strides else 1
+        events = strides.run(company, count, self._parts, self._report) if count > 1 else self._one_round(company)
         for event in events:
             if event.finish_reason:
                 self._finish(event)
         return events
 
     def _one_round(self, company: Company) -> list[Event]:
-        clock, parts = self.parts.clock, self.parts
-        before = clock.of_rounds() if parts.drafter else None
+        parts, clock = self._parts, self._parts.clock
         lengths = self._draft_lengths(company)
         limits = self._thresholds(company, lengths)
         batch = Batch(company.rows, lengths, parts.network.device, company.sampling, thresholds=limits)
@@ -256,7 +264,11 @@ class Engine:
         clock.switch("verify")
         scores = parts.verifier.score(batch, draft)
         clock.switch("accept")
-        decision = decide(parts.acceptor, batch, company.rows, draft, scores, parts.network.dtype)
+        decision = (
+            decide(parts.acceptor, batch, company.rows, draft, scores, parts.network.dtype)
+            if company.controlled
+            else Decision(scores, parts.acceptor.decide(batch, draft, scores))
+        )
         drafted, committed, ties = outcome_of(batch, draft, decision, None if self.exact else parts.network.dtype)
         clock.switch("rest")
         levels = nodes_by_level(draft, drafted)
@@ -264,8 +276,8 @@ class Engine:
         if company.asks:
             events = logprobs.told(events, batch, scores, decision)
         self._count(company, levels, committed, ties, events, resumed=scores.resumed)
-        if before is not None:
-            self._learn(company, levels, committed, before)
+        if parts.drafter is not None and self._steering.learns:
+            self._learn(company, levels, committed)
         return events
 
     def _company_of(self, rows: list[LiveRow]) -> Company:
@@ -276,7 +288,7 @@ class Engine:
 
     def _draft_lengths(self, company: Company) -> tuple[int, ...]:
         """What the controller wants, within each row's limits: the extra token needs room as well."""
-        if self.parts.drafter is None:
+        if self._parts.drafter is None:
             return (0,) * len(company.rows)
         wanted = self._steering.lengths(company.ids, self._expected(company))
         return tuple(
@@ -288,14 +300,15 @@ class Engine:
 
     def _expected(self, company: Company) -> list[float] | None:
         """What the drafter expects of each row, if the controller wants to know and the drafter can tell."""
-        drafter = self.parts.drafter
-        if drafter is None or not self._steering.weighs:
+        drafter = self._parts.drafter
+        if drafter is None or not (self._foretells and self._steering.weighs):
             return None
-        drafting = [row for row, may in zip(company.rows, company.speculates, strict=True) if may]
+        drafting = company.drafting
         if not drafting:
             return None
-        with self.parts.clock.phase("draft"):
-            said = drafter.expected_acceptance(drafting)
+        self._parts.clock.switch("draft")
+        said = drafter.expected_acceptance(drafting)
+        self._parts.clock.switch("rest")
         if said is None:
             return None
         expected = dict(zip((row.id for row in drafting), said, strict=True))
@@ -303,13 +316,15 @@ class Engine:
 
     def _thresholds(self, company: Company, lengths: Sequence[int]) -> tuple[float, ...]:
         """Where the controller wants each row's draft to end."""
-        return tuple(self._steering.thresholds(company.ids, company.draws)) if any(lengths) else ()
+        if not self._steering.ends_drafts or not any(lengths):
+            return ()
+        return tuple(self._steering.thresholds(company.ids, company.draws))
 
     def _propose(self, batch: Batch, company: Company) -> Draft:
-        drafter = self.parts.drafter
+        drafter = self._parts.drafter
         if drafter is None or not any(batch.draft_lengths):
             return company.nothing
-        self.parts.clock.switch("draft")
+        self._parts.clock.switch("draft")
         return drafter.propose(batch)
 
     def _commit(
@@ -333,8 +348,8 @@ class Engine:
             counts.append(kept)
         decision.settle(counts)
         nodes = [kept - 1 for kept in counts]
-        self.parts.cache.commit(batch.root_positions, nodes, None if draft.parents is None else verdict.path)
-        for cache in self.parts.drafter_caches:
+        self._parts.cache.commit(batch.root_positions, nodes, None if draft.parents is None else verdict.path)
+        for cache in self._parts.drafter_caches:
             for row in company.rows:
                 cache.lengths[row.slot] = min(cache.lengths[row.slot], len(row.tokens) - 1)
         for observer in self._observers:
@@ -352,7 +367,7 @@ class Engine:
         resumed: bool,
     ) -> None:
         """Add the round to every row's report and to the engine's."""
-        self.report.rounds += 1
+        self._report.rounds += 1
         for row, drafted, tokens, close, event in zip(company.rows, levels, committed, ties, events, strict=True):
             kept, near = len(event.tokens), 0
             row.report.rounds += 1
@@ -361,7 +376,7 @@ class Engine:
                 at = [first + index for index, tie in enumerate(close[:kept]) if tie]
                 row.report.near_ties_at += at
                 near = len(at)
-            for report in (row.report, self.report):
+            for report in (row.report, self._report):
                 report.count(drafted, len(tokens) - 1, kept, near_ties=near, resumed=resumed)
 
     def _learn(
@@ -369,10 +384,10 @@ class Engine:
         company: Company,
         levels: Sequence[Levels],
         committed: list[list[int]],
-        before: tuple[float, float, float],
     ) -> None:
-        """Tell the controller what the round cost and gave."""
-        draft, verify, rest = self.parts.clock.of_rounds()
+        """Tell the controller what the round cost, with what has been done for rounds since the last, and gave."""
+        before, self._learned = self._learned, self._parts.clock.of_rounds()
+        draft, verify, rest = self._learned
         self._steering.observe(
             Round(
                 rows=company.ids,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
@@ -43,7 +43,7 @@ def gain(network: Network, rows: int, hidden_layers: tuple[int, ...] = ()) -> Ga
 
     hidden_layers: what rounds ask for besides, so that it is their forward.
     """
-    passage = replace(network.whole, hidden_layers=hidden_layers)
+    passage = network.whole._replace(hidden_layers=hidden_layers)
     cache = SlotCache(network)
     extent = cache.extent(CONTEXT + rows)
     cache.reserve(1, extent)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .port import Inputs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LINE: Final = 1 << 18
 """More than there are tokens in a vocabulary, or positions in most texts."""
@@ -80,6 +84,32 @@ def numbers(values: Sequence[int], device: torch.device) -> Tensor:
 @lru_cache(maxsize=1024)
 def _number(value: int, device: torch.device) -> Tensor:
     return counted(LINE, device).as_strided((1,), (1,), value)
+
+
+class Slate:
+    """The tokens of a forward, int64[B, R], written down from the host.
+
+    A processor's are written over the last ones of the same size, since making a tensor takes 20 us behind a forward:
+    so what `write` returns holds until it is called again.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """device: where the tokens are wanted."""
+        self.device, self._on_host = device, device.type == "cpu"
+        self._kept: dict[tuple[int, int], tuple[Tensor, NDArray[np.int64]]] = {}
+
+    def write(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """rows: of one length."""
+        if not self._on_host:
+            return torch.tensor(rows, device=self.device)
+        size = len(rows), len(rows[0])
+        if size not in self._kept:
+            with torch.inference_mode(False):
+                tokens = torch.zeros(size, dtype=torch.long)
+            self._kept[size] = tokens, tokens.numpy()
+        tokens, memory = self._kept[size]
+        memory[:] = rows
+        return tokens
 
 
 @lru_cache(maxsize=64)

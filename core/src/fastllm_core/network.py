@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,9 @@ class Network:
         passage = passage_of(start, end, skip_attention, skip_mlp, hidden_layers, last_logits_only)
         with self.clock.forward():
             answer = self.runner.forward(passage, inputs, cache)
-        return Outputs(answer.logits, dict(zip(hidden_layers, answer.hidden, strict=True)), answer.best, answer.next)
+        logits, states, best, behind = answer
+        hidden = dict(zip(hidden_layers, states, strict=True)) if states else _NONE
+        return Outputs(logits, hidden, best, behind)
 
     @without_gradients
     def advance(
@@ -289,6 +292,9 @@ class Network:
         take_fusible_attention(other.model)
         other._runner = None
         return other
+
+
+_NONE: Final[Mapping[int, Tensor]] = MappingProxyType({})
 
 
 def _cache_argument(model: nn.Module) -> str:

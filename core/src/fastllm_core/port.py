@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -69,8 +68,7 @@ class Outputs(NamedTuple):
     as in `Advance`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Passage:
+class Passage(NamedTuple):
     """Which layers a forward passes through, and what it answers: what there is a program for in a back end."""
 
     start: int
@@ -88,7 +86,7 @@ passage_of = lru_cache(maxsize=1024)(Passage)
 @lru_cache(maxsize=1024)
 def last_only(passage: Passage) -> Passage:
     """The same passage, of which only the last row's logits are wanted."""
-    return replace(passage, last_logits_only=True)
+    return passage._replace(last_logits_only=True)
 
 
 class Answer(NamedTuple):

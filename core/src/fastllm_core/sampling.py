@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -47,14 +48,21 @@ class Sampling:
     uses_min_p: bool
     """Some sampling row has min_p > 0."""
 
-    @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Self:
-        """The settings of the rows of a batch, in batch order."""
+    @staticmethod
+    def of(params: Sequence[SamplingParams], device: torch.device | str) -> Sampling:
+        """The settings of the rows of a batch, in batch order. Not to be written to: equal settings have the same."""
+        return _sampling(tuple(params), torch.device(device))
+
+
+@lru_cache(maxsize=256)
+def _sampling(params: tuple[SamplingParams, ...], device: torch.device) -> Sampling:
+    """Made once: texts of the same settings come and go."""
+    with torch.inference_mode(False):
         drawing = [row for row in params if row.temperature > 0]  # a greedy row ignores its truncations
         settings = [(_bounded(row.temperature), row.top_p, row.min_p, 1 - row.top_p) for row in params]
         floats = torch.tensor(settings, dtype=torch.float32).view(-1, 4).to(device)  # one transfer
         temperature, top_p, min_p, tail = floats.unbind(1)
-        return cls(
+        return Sampling(
             temperature=temperature,
             top_k=torch.tensor([min(row.top_k, _ALL) for row in params], dtype=torch.int64).to(device),
             top_p=top_p,

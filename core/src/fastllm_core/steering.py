@@ -17,17 +17,22 @@ class Steering(Controller):
         self.longest = longest
         self._others: dict[str, Controller] = {}
         self._names: dict[int, str] = {}
+        self._look_at([own])
 
     def assign(self, row: int, name: str) -> None:
         """A row wants a controller of this name. Raises ConfigError if there is none."""
         if name not in self._others:
             self._others[name] = make_controller(name, self.longest)
+            self._look_at([self.own, *self._others.values()])
         self._names[row] = name
 
-    @property
-    def weighs(self) -> bool:  # type: ignore[override]
-        """Whether any of the controllers does."""
-        return any(map(_weighs, (self.own, *self._others.values())))
+    def _look_at(self, controllers: Sequence[Controller]) -> None:
+        """Note what any of them does, so that a round asks nobody for nothing."""
+        self.weighs = any(map(_weighs, controllers))
+        self.learns = any(_has_own("observe", one) for one in controllers)
+        """Whether it wants to hear of rounds."""
+        self.ends_drafts = any(_has_own("thresholds", one) for one in controllers)
+        """Whether it ends drafts that their drafter is unsure of."""
 
     def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """What each row's controller says to it and to its other rows."""
@@ -79,6 +84,10 @@ class Steering(Controller):
         for row in rows:
             groups[self._names.get(row, "")].append(row)
         return [(self._of(some[0]), some) for some in groups.values()]
+
+
+def _has_own(method: str, controller: Controller) -> bool:
+    return getattr(type(controller), method, None) is not getattr(Controller, method)
 
 
 def _weighs(controller: Controller) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,7 @@ MOST_TEXTS: Final = 1 << 12
 """Bounds of the open sizes, beyond anything that is run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """Which arguments a forward has: programs differ in it, besides the passage."""
 
     hidden: bool = False
@@ -108,7 +107,8 @@ class Step(nn.Module):
 
         The others: see `Inputs`. Returns logits and what is best in them, if the last layer ran, and the passage's
         hidden states; or what is known of rows in turn: the last one's logits, what is best behind each, positions,
-        slots and mask of the row behind, and the hidden states.
+        slots and mask of the row behind, and the hidden states. Of several the logits are float[B, V], and the last of
+        the best tokens comes again before the positions, int64[B, 1]: so nothing need be cut out behind a call.
         """
 
         def run(inputs: Inputs) -> Answer:
@@ -168,7 +168,10 @@ class Step(nn.Module):
             row = inputs if inputs.positions.shape[1] == 1 else inputs.last()
             inputs = following(row, best.tokens if tokens is None else tokens[:, step : step + 1])
         early = [_in_line(parts) for parts in zip(*states, strict=True)]
-        return (said[-1], _in_line(likely), _in_line(close), inputs.positions, inputs.slots, inputs.mask, *early)
+        behind = inputs.positions, inputs.slots, inputs.mask
+        if self.form.steps == 1:
+            return (said[-1], _in_line(likely), _in_line(close), *behind, *early)
+        return (said[-1][:, 0], _in_line(likely), _in_line(close), likely[-1], *behind, *early)
 
     def example(self, sizes: Sizes = TRACED) -> tuple[Any, ...]:
         """Arguments of some sizes, for a call in the middle of the extent."""

@@ -43,6 +43,7 @@ class TargetVerifier:
             width: next(fixed for fixed in self.widths if fixed >= width) for width in range(1, self.widths[-1] + 1)
         }
         self.hidden_layers = hidden_layers
+        self._tokens = layout.Slate(context.network.device)
         self._seen: tuple[Tensor, Tensor] | None = None
         """The last tree's parents, and what its rows see of each other."""
         self._behind: tuple[tuple[int, ...], Inputs] | None = None
@@ -91,9 +92,9 @@ class TargetVerifier:
         hidden = None if draft.resume is None else _widened(draft.resume.hidden, rows)
         if rows == 1 and hidden is None:
             return self._roots(batch, extent)
-        tokens = torch.cat([batch.roots.unsqueeze(1), draft.tokens], dim=1)
         if draft.parents is None and draft.extra is None:
-            return layout.chain(_widened(tokens, rows), batch.root_positions, extent, hidden=hidden)
+            return layout.chain(self._chain(batch, draft, rows), batch.root_positions, extent, hidden=hidden)
+        tokens = torch.cat([batch.roots.unsqueeze(1), draft.tokens], dim=1)
         sees = self._ancestors(draft)
         depths = sees.sum(-1) - 1
         if draft.extra is not None:
@@ -105,6 +106,13 @@ class TargetVerifier:
         # Padding sees itself: a row that sees nothing may become NaN, and a masked NaN value still poisons its readers.
         sees = sees | torch.eye(rows, dtype=torch.bool, device=sees.device)
         return layout.tree(_widened(tokens, rows), sees, depths, batch.starts, extent, hidden=hidden)
+
+    def _chain(self, batch: Batch, draft: Draft, rows: int) -> Tensor:
+        """int64[B, rows]: root, nodes, padding."""
+        if not draft.tokens.is_cpu:  # to read them is to wait for it
+            return _widened(torch.cat([batch.roots.unsqueeze(1), draft.tokens], dim=1), rows)
+        lines = [[row.tokens[-1], *line] for row, line in zip(batch.rows, draft.tokens.tolist(), strict=True)]
+        return self._tokens.write([line + [line[-1]] * (rows - len(line)) for line in lines])
 
     def _roots(self, batch: Batch, extent: int) -> Inputs:
         """The roots alone. Behind a plain round they are there already, but for tokens that were not the most likely.

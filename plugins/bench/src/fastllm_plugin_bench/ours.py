@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fastllm_core import Request, load
 
 from .arm import Job, JobRun, RowRun, Step
@@ -37,6 +39,7 @@ class Ours:
         rows = self.pipeline.config.engine.max_rows
         return f"engine.max_rows is {rows}" if batch > rows else None
 
+    @torch.inference_mode()  # entered once for all steps, as by `Pipeline.generate`
     def run(self, job: Job) -> JobRun:
         """Drive the engine, noting each event."""
         engine = self.pipeline.engine

@@ -5,7 +5,6 @@ Shapes: B rows, S tokens of a row, C counted places, H hidden size, V vocabulary
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +54,7 @@ class KangarooTrainer(Trainer):
         self.hidden_layers: tuple[int, ...] = (options.exit_layer,)
         loaded = build(self.shape, network, new_weights(self.shape, options.seed), "the adapter")
         adapter = Network(loaded)  # the module of which inference runs a view
-        view: Any = adapter.view(replace(adapter.whole, skip_mlp=skipped(self.shape)))
+        view: Any = adapter.view(adapter.whole._replace(skip_mlp=skipped(self.shape)))
         self.output = output_matrix(network)
         self.module: nn.Module = view.model.float()
         for name, parameter in self.module.named_parameters():

@@ -51,7 +51,7 @@ class Student:
         count, length = lesson.tokens.shape
         slots = torch.arange(length, device=network.device).expand(count, -1)
         inputs = Inputs(lesson.tokens, None, lesson.positions, slots, lesson.sees, lesson.positions)
-        whole = replace(network.whole, hidden_layers=(network.layers,))
+        whole = network.whole._replace(hidden_layers=(network.layers,))
         answer = network.eager(whole, inputs, [self._store(layer, count, length) for layer in range(network.stores)])
         assert answer.logits is not None
         return answer.hidden[0].float(), answer.logits

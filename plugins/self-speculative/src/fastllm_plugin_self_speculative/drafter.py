@@ -6,7 +6,6 @@ Shapes: B rows of the batch, N drafted tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -126,8 +125,8 @@ def try_once(network: Network, skipped: SkipSet, hidden_layers: tuple[int, ...])
     cache = SlotCache(network)
     cache.reserve(1, 1)
     zero = torch.zeros(1, 1, dtype=torch.long, device=network.device)
-    passage = replace(
-        network.whole, skip_attention=skipped.attention, skip_mlp=skipped.mlp, hidden_layers=hidden_layers
+    passage = network.whole._replace(
+        skip_attention=skipped.attention, skip_mlp=skipped.mlp, hidden_layers=hidden_layers
     )
     with torch.inference_mode():
         network.eager(passage, chain(zero, zero[0], cache.capacity), cache.layers(slice(0, 1), cache.capacity))

@@ -22,6 +22,7 @@ from fastllm_core import (
     Proposal,
     Purpose,
     Row,
+    Slate,
     chain,
     draw,
     read,
@@ -50,6 +51,7 @@ class DraftModel(Drafter):
         self.proposal = Proposal.SAMPLED if options.sample else Proposal.ONE_HOT
         self.network = context.make_network(self.loaded)
         self.cache = context.make_cache(self.network)
+        self._slate = Slate(self.network.device)
         self.vocab_size = context.network.vocab_size
         self._fits = self.network.vocab_size == self.vocab_size and self.network.device == context.network.device
 
@@ -140,7 +142,7 @@ class DraftModel(Drafter):
         if count == 1 and self._fits:
             return batch.roots.unsqueeze(1)
         known = [self._known(row.tokens[-count:]) for row in batch.rows]
-        return torch.tensor(known, device=self.network.device)
+        return self._slate.write(known)
 
     def _read(self, row: Row, start: int, stop: int) -> None:
         """Read some of a row's tokens into the cache."""

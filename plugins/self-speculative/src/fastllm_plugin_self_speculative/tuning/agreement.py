@@ -6,7 +6,7 @@ Shapes: B texts, C tokens of the longest continuation, T key/value slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class Agreement:
     def of(self, skipped: SkipSet) -> float:
         """Share of the continuations' tokens that the skipped model would have drafted, 0..1."""
         port = self._port()
-        passage = replace(port.whole, skip_attention=skipped.attention, skip_mlp=skipped.mlp)
+        passage = port.whole._replace(skip_attention=skipped.attention, skip_mlp=skipped.mlp)
         with torch.inference_mode():
             layers = self.cache.layers(slice(0, len(self.wanted)), self.extent)
             logits = port.eager(passage, self.inputs, layers).logits

@@ -78,7 +78,7 @@ def weights_of(pipeline: Pipeline) -> dict[str, list[int]]:
 
     def lacking(skipped: SkipSet) -> int:
         port = Network(pipeline.target, adapters=(network.adapter,))
-        view = port.view(replace(port.whole, skip_attention=skipped.attention, skip_mlp=skipped.mlp))
+        view = port.view(port.whole._replace(skip_attention=skipped.attention, skip_mlp=skipped.mlp))
         left = {id(each) for each in view.parameters()}
         return sum(each.numel() * each.element_size() for each in port.model.parameters() if id(each) not in left)
 
