@@ -43,7 +43,7 @@ class Costs:
     REMEASURE: Final = 128
     """Rounds after which lengths that were not drafted are no longer known: their times may be those of a cold start.
     """
-    EVERY: Final = 8
+    EVERY: Final = 32
     """Rounds between two looks at the times, once they are settled: medians move slowly, and looking shows in the time
     of a small model's round."""
 

@@ -42,15 +42,19 @@ class Running:
 
 @contextmanager
 def watched(bench: Bench, *, title: str = "measuring", endless: bool = False) -> Iterator[Listener]:
-    """A bar on stderr; yields what must be told of each job. endless: a clock ends it, not the plan."""
+    """A bar on stderr; yields what must be told of each job. endless: a clock ends it, not the plan.
+
+    It is drawn between jobs only: a thread that drew it ten times a second would do so in what is being measured.
+    """
     words = TextColumn("{task.description}"), TextColumn("{task.fields[ratios]}")
     columns = (words[0], BarColumn(), TimeRemainingColumn(), words[1])
     running = Running(bench)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task(title, total=None if endless else jobs(bench), ratios="")
 
         def listener(measured: Measured) -> None:
-            progress.update(task, advance=1, ratios=running.add(measured))
+            progress.update(task, advance=1, ratios=running.add(measured), refresh=True)
 
         yield listener
 
