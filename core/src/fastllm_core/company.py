@@ -41,19 +41,21 @@ class Company:
     def of(cls, rows: Sequence[LiveRow], device: torch.device) -> Self:
         """What can be known before a round."""
         requests = [row.request for row in rows]
-        sampling = Sampling.of([request.sampling for request in requests], device)
+        settings = [request.sampling for request in requests]
+        sampling = Sampling.of(settings, device)
         asks = any(
             request.keep_logits or request.logprobs is not None or request.prompt_logprobs is not None
             for request in requests
         )
         controlled = any(not request.controls.neutral or request.controls.processors for request in requests)
+        speculates = tuple([request.speculate for request in requests])
         return cls(
             rows=tuple(rows),
-            ids=tuple(row.id for row in rows),
+            ids=tuple([row.id for row in rows]),
             sampling=sampling,
-            draws=tuple(request.sampling.temperature > 0 for request in requests),
-            speculates=tuple(request.speculate for request in requests),
-            drafting=tuple(row for row in rows if row.request.speculate),
+            draws=tuple([each.temperature > 0 for each in settings]),
+            speculates=speculates,
+            drafting=tuple([row for row, may in zip(rows, speculates, strict=True) if may]),
             asks=asks,
             controlled=controlled,
             unwatched=sampling.greedy and not asks and not controlled,

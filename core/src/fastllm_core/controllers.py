@@ -218,19 +218,22 @@ class CostModel(Controller):
         self._probe_after = self.FIRST_PROBE
         self._unread: list[Round] = []
         """Rounds that have not been learned from yet."""
-        self._held: tuple[Sequence[int], list[int]] | None = None
-        """Rows and their lengths, until the next look."""
+        self._left: list[int] = []
+        """Rows that have left since."""
+        self._held: list[int] | None = None
+        """Lengths for as many rows, until the next look."""
 
     def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """One length for the batch, whose rows share the cost of a round, but none for a row that has nothing."""
-        if self._held and self._held[0] == rows and expected is None and len(self._unread) < self.HOLD:
-            return self._held[1]
+        held = self._held
+        if held and len(held) == len(rows) and expected is None and len(self._unread) < self.HOLD:
+            return held
         self._learn()
         rates = [self._rate(row) for row in rows] if expected is None else expected
         length = self._length(rates) if any(rates) else 0
         lengths = [length if rate else 0 for rate in rates]
         pays = self._since_probe == 0 and length and self._costs[len(rows)].settled(length)
-        self._held = (rows, lengths) if pays and expected is None else None
+        self._held = lengths if pays and expected is None else None
         return lengths
 
     def _length(self, rates: Sequence[float]) -> int:
@@ -278,6 +281,8 @@ class CostModel(Controller):
         unread, self._unread = self._unread, []
         for round_ in unread:
             self._learn_from(round_)
+        while self._left:
+            self._acceptance.pop(self._left.pop(), None)
 
     def _learn_from(self, round_: Round) -> None:
         length = max(round_.drafted)
@@ -295,8 +300,9 @@ class CostModel(Controller):
 
     def release(self, row: int) -> None:
         """Forget the row's acceptance; the times stay, they belong to the machine, and what others begin with."""
-        self._learn()
-        self._acceptance.pop(row, None)
+        self._left.append(row)
+        if self._held is None:
+            self._learn()
 
 
 def expected_tokens(acceptance: float, length: int) -> float:
