@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastllm_core
-from fastllm_core import Batch, ConfigError, Draft, Head, ModelError, Network, Pipeline, Scores, Verdict
+from fastllm_core import Batch, ConfigError, Draft, Head, ModelError, Network, Pipeline, Row, Scores, Verdict
 from fastllm_core.programs import ProgramFolder
 from fastllm_core.testing import Subject, tiny_model, tiny_tokenizer
 from fastllm_core.testing.checks.cache import AnyVerdict, CacheWatch
@@ -226,6 +226,31 @@ def test_the_networks_of_a_round_have_no_more_programs_than_needed(tmp_path: Pat
         "layers 1 to 3, hidden states 1, one text",
     ]
     assert not backend.missing
+
+
+def test_samples_of_a_prompt_copy_what_the_adapter_has_read(adapter: str) -> None:
+    """Those that join late, too, from a row that has drafted since."""
+    with load(adapter, config={"engine.max_rows": 3}) as pipeline:
+        wanted = pipeline.generate(PROMPTS[0], max_new_tokens=NEW, ignore_eos=True).token_ids
+        drafter: Any = pipeline.drafter
+        read, starts = drafter._read, []
+
+        def counting(row: Row, features: torch.Tensor, start: int) -> None:
+            starts.append((len(row.request.prompt), start))
+            read(row, features, start)
+
+        drafter._read = counting
+        engine = pipeline.engine
+        for prompt in ([7] * 9, [8] * 9):
+            engine.add(pipeline.request(prompt, max_new_tokens=3))
+        request = pipeline.request(PROMPTS[0], max_new_tokens=NEW, ignore_eos=True)
+        texts: dict[int, list[int]] = {row: [] for row in engine.add_samples(request, 3)}
+        while not engine.idle:
+            for event in engine.step():
+                texts.setdefault(event.row, []).extend(event.tokens)
+        assert [*texts.values()][:3] == [[*wanted]] * 3
+        assert starts.count((len(PROMPTS[0]), 0)) == 1
+        assert not drafter._unread
 
 
 def test_a_draft_ends_behind_the_first_unsure_token(adapter: str) -> None:

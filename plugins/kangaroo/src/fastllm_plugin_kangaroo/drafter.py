@@ -79,6 +79,10 @@ class KangarooDrafter(Drafter):
         """Read the features of the piece of the prompt that the target just read."""
         self._read(row, hidden[self.exit_layer][0], start)
 
+    def copy(self, source: Row, row: Row) -> bool:
+        """The adapter has read all of a prompt that the target has read: behind it nothing is kept but the cache."""
+        return True
+
     def propose(self, batch: Batch) -> Draft:
         """Draft until the longest row has what it asked for, or every row has come to a token that it is unsure of.
 
