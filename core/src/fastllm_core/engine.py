@@ -111,8 +111,7 @@ class Engine:
     @parts.setter
     def parts(self, parts: Parts) -> None:
         self._parts, self._steering, self._company = parts, Steering(parts.controller, self.draft_length), None
-        watches = getattr(type(parts.drafter), "observe", None) is not Drafter.observe  # which does nothing
-        self._observers = (*([parts.drafter] if parts.drafter and watches else []), *parts.observers)
+        self._observers = (*([parts.drafter] if parts.drafter else []), *parts.observers)
         self._strides = strides.possible(parts)
         asked = getattr(type(parts.drafter), "expected_acceptance", None)
         self._foretells = asked is not Drafter.expected_acceptance  # which never can tell
