@@ -36,7 +36,7 @@ METHODS = {
     """,
     "slow": """
     def guess(row, count):
-        time.sleep(0.02)
+        time.sleep(0.05)  # longer than a plain round takes on a busy machine
         return [0] * count
     def make(context): return Scripted(guess)
     """,
