@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -265,24 +265,36 @@ def test_an_early_rejection_does_not_end_the_drafts_of_a_text() -> None:
 
 
 def test_auto_keeps_a_length_that_pays_for_some_rounds() -> None:
-    """And learns what they showed, all of it, when it looks again."""
+    """And learns what they showed, all of it, when it looks again: also of other rows."""
     controller = CostModel(5)
-    Machine().run(controller, 100, 0.9)
-    before = controller.acceptance(0)
+    Machine().run(controller, 20, 0.9)
+    looks = 0
+    look = controller._length
+
+    def counting(rates: Sequence[float]) -> int:
+        nonlocal looks
+        looks += 1
+        return look(rates)
+
+    controller._length = counting  # type: ignore[method-assign]
+    Machine().run(controller, 10 * CostModel.HOLD, 0.9)
+    assert 9 <= looks <= 11
+    before, looks = controller.acceptance(0), 0
     lengths = Machine().run(controller, 3 * CostModel.HOLD, 0.0)
-    assert lengths[: CostModel.HOLD] == [5] * CostModel.HOLD
     assert lengths[-1] < 5
+    assert looks >= 3
     assert controller.acceptance(0) < 0.75 < before
 
 
 def test_auto_forgets_a_row_that_left_between_two_looks() -> None:
     controller = CostModel(5)
-    Machine().run(controller, 100, 0.9)
+    Machine().run(controller, 20, 0.9)
     controller.lengths([0])
     controller.observe(Round((0,), (5,), (5,), 0.5, 1.0, 0.05))
+    assert controller._unread
     controller.release(0)
-    others = controller.acceptance(7)
-    assert controller.acceptance(0) == others
+    assert controller.acceptance(0) == controller.acceptance(7)
+    assert not controller._acceptance
 
 
 def test_auto_keeps_rows_apart() -> None:

@@ -152,7 +152,7 @@ def residual(p: Tensor, q: Tensor, weight: Tensor | float = 1.0) -> Tensor:
 
 
 def _match_chain(tokens: Tensor, lengths: Tensor, choices: Tensor) -> Verdict:
-    # Every greedy round on a GPU passes here: as few tensor operations as possible.
+    # Every greedy round of a GPU, or of many texts, passes here: as few tensor operations as possible.
     count = tokens.shape[1]
     if not count:
         return Verdict(lengths, tokens, choices)

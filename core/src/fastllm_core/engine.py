@@ -31,7 +31,7 @@ from .errors import RequestError
 from .inference import without_gradients
 from .outcome import outcome_of
 from .processors import absorbed, refuse_sharing
-from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verifier
+from .protocols import Acceptor, Draft, Drafter, KVCache, Observer, Scores, Verifier, has_own
 from .randomness import fresh_seed, sample_seed
 from .report import Levels, RunReport, nodes_by_level
 from .request import Request
@@ -113,8 +113,7 @@ class Engine:
         self._parts, self._steering, self._company = parts, Steering(parts.controller, self.draft_length), None
         self._observers = (*([parts.drafter] if parts.drafter else []), *parts.observers)
         self._strides = strides.possible(parts)
-        asked = getattr(type(parts.drafter), "expected_acceptance", None)
-        self._foretells = asked is not Drafter.expected_acceptance  # which never can tell
+        self._foretells = has_own("expected_acceptance", parts.drafter, Drafter)
         parts.clock.restart()  # the time until now was nobody's
         self._learned = parts.clock.of_rounds()
         # The clock's own, so that they need not be copied in every step.
@@ -248,8 +247,8 @@ class Engine:
     # -- a round ---------------------------------------------------------------------------------------------------
 
     def _round(self, company: Company) -> list[Event]:
-        count = strides.stride(company, self._parts.network) if self._strides else 1
-        events = strides.run(company, count, self._parts, self._report) if count > 1 else self._one_round(company)
+        at_once = self._strides and strides.fits(company, self._parts.network)
+        events = strides.run(company, self._parts, self._report) if at_once else self._one_round(company)
         for event in events:
             if event.finish_reason:
                 self._finish(event)

@@ -272,3 +272,8 @@ class Observer(Protocol):
     def observe(self, batch: Batch, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """The round is decided; see `Drafter.observe`."""
         ...
+
+
+def has_own(method: str, part: object, role: type) -> bool:
+    """Whether a part has a method of its own, where the role's default does nothing: else no round need call it."""
+    return getattr(getattr(part, method, None), "__func__", None) is not getattr(role, method)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from .controllers import Controller, Round, make_controller
+from .protocols import has_own
 
 
 class Steering(Controller):
@@ -29,9 +30,9 @@ class Steering(Controller):
     def _look_at(self, controllers: Sequence[Controller]) -> None:
         """Note what any of them does, so that a round asks nobody for nothing."""
         self.weighs = any(map(_weighs, controllers))
-        self.learns = any(_has_own("observe", one) for one in controllers)
+        self.learns = any(has_own("observe", one, Controller) for one in controllers)
         """Whether it wants to hear of rounds."""
-        self.ends_drafts = any(_has_own("thresholds", one) for one in controllers)
+        self.ends_drafts = any(has_own("thresholds", one, Controller) for one in controllers)
         """Whether it ends drafts that their drafter is unsure of."""
 
     def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
@@ -84,10 +85,6 @@ class Steering(Controller):
         for row in rows:
             groups[self._names.get(row, "")].append(row)
         return [(self._of(some[0]), some) for some in groups.values()]
-
-
-def _has_own(method: str, controller: Controller) -> bool:
-    return getattr(type(controller), method, None) is not getattr(Controller, method)
 
 
 def _weighs(controller: Controller) -> bool:

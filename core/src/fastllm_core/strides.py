@@ -30,15 +30,14 @@ def possible(parts: Parts) -> bool:
     return not watched and type(parts.verifier) is TargetVerifier and type(parts.acceptor) is ExactAcceptor
 
 
-def stride(company: Company, network: Network) -> int:
-    """How many rounds may be one call; 1 if a row wants more of a round than its most likely token, or ends before."""
-    if not company.unwatched:
-        return 1
-    fits = network.at_once(len(company.rows), STRIDE) and all(row.remaining >= STRIDE for row in company.rows)
-    return STRIDE if fits else 1
+def fits(company: Company, network: Network) -> bool:
+    """Whether the next rounds may be one call: rows want only their most likely tokens, and do not end before."""
+    if not company.unwatched or not network.at_once(len(company.rows), STRIDE):
+        return False
+    return all(row.remaining >= STRIDE for row in company.rows)
 
 
-def run(company: Company, count: int, parts: Parts, report: RunReport) -> list[Event]:
+def run(company: Company, parts: Parts, report: RunReport) -> list[Event]:
     """Some rounds in one call. What has been written behind a text's end is dropped.
 
     report: the engine's, to which they are added, as to each row's.
@@ -47,7 +46,7 @@ def run(company: Company, count: int, parts: Parts, report: RunReport) -> list[E
     assert isinstance(verifier, TargetVerifier)
     batch = Batch(company.rows, (0,) * len(company.rows), parts.network.device, company.sampling)
     clock.switch("verify")
-    said = verifier.go_on(batch, count)
+    said = verifier.go_on(batch, STRIDE)
     clock.switch("accept")
     assert said.close is not None, "a back end that strides says which tokens were close"
     written, ties = on_host(said.likely, said.close)
@@ -62,6 +61,6 @@ def run(company: Company, count: int, parts: Parts, report: RunReport) -> list[E
         for each in (row.report, report):
             each.count_plain(kept, len(near))
         events.append(Event(row.id, tuple(tokens[:kept]), reason, row.report if reason else None))
-    report.rounds += count
+    report.rounds += STRIDE
     parts.cache.commit(batch.root_positions, [len(event.tokens) - 1 for event in events], None)
     return events
