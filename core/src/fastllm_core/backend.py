@@ -2,8 +2,9 @@
 
 eager     as transformers does, kernel by kernel
 compiled  programs for processors, compiled ahead of time (`compiled.py`); what has none is compiled when first needed
-graphs    captured CUDA or HIP graphs (`graphs.py`)
-auto      on a GPU graphs, else programs that are there already, else eager; never waits for a compiler
+graphs    captured CUDA or HIP graphs of transformers' own kernels (`graphs.py`)
+fused     the same, with kernels of our own where a model is of the kind that they compute (`fused.py`)
+auto      on a GPU fused, else programs that are there already, else eager; never waits for a compiler
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Eager:
 def make_backend(config: Config, device: Device) -> Backend:
     """The back end that a configuration asks for on a device. Raises ConfigError if it cannot be there."""
     on_gpu = device.device.type == "cuda"
-    if config.forward == ("compiled" if on_gpu else "graphs"):
-        fitting, needs = ("graphs", "a processor") if on_gpu else ("compiled", "a GPU")
+    if config.forward in (("compiled",) if on_gpu else ("graphs", "fused")):
+        fitting, needs = ("fused", "a processor") if on_gpu else ("compiled", "a GPU")
         raise ConfigError(
             f'forward: "{config.forward}" needs {needs}, and the device is {device.name}; choose "{fitting}" or "auto"'
         )
@@ -57,7 +58,7 @@ def make_backend(config: Config, device: Device) -> Backend:
     if on_gpu:
         from .graphs import Graphs
 
-        return Graphs()
+        return Graphs(fuses=config.forward != "graphs")
     from .compiled import Compiled
     from .programs import ProgramFolder
 

@@ -144,7 +144,7 @@ class CompiledRunner(Stepping):
             return super().advance(passage, inputs, cache, steps)
         buffers = self._buffers(cache)
         if buffers is None:
-            return watched(self.network, passage, inputs, cache, steps)
+            return watched(self.network.eager, self.network.dtype, passage, inputs, cache, steps)
         logits, tokens, close, *behind = program.run([*_rows(inputs), *buffers])
         last, positions, slots, mask, *hidden = behind
         return Advance(logits, tokens, Inputs(last, None, positions, slots, mask, None), tuple(hidden), close)

@@ -190,11 +190,12 @@ class Config(Section):
     )
     threads: PositiveInt | None = Field(default=None, description="Processor threads; unset: as many as torch chooses.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
-    forward: Literal["auto", "eager", "compiled", "graphs"] = Field(
+    forward: Literal["auto", "eager", "compiled", "graphs", "fused"] = Field(
         default="auto",
         description='How forwards run: "compiled" by programs that are compiled ahead of time, which takes a minute '
-        'each, once; "graphs" captured on a GPU; "eager" as transformers does; "auto" by graphs on a GPU, by programs '
-        "that are there already (`fastllm compile`) on a processor, else eager.",
+        'each, once; "graphs" captured on a GPU; "fused" the same, with kernels of our own for models like Llama; '
+        '"eager" as transformers does; "auto" fused on a GPU, by programs that are there already (`fastllm compile`) '
+        "on a processor, else eager.",
     )
     exact: bool = Field(
         default=False,

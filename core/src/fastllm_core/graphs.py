@@ -1,7 +1,7 @@
 """The back end of captured graphs: a forward's kernels are recorded once and replayed with one launch.
 
-Nothing is compiled. A graph holds for one set of shapes and one cache; rounds of a few fixed widths over extents that
-grow in blocks need few of them. Answers are copied out of a graph's own memory, since the next replay overwrites them.
+Nothing is compiled ahead of time. A graph holds for one set of shapes and one cache; rounds of a few fixed widths over
+extents that grow in blocks need few of them. Answers are copied out of a graph's own memory, since the next replay overwrites them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedModel
-from .port import Advance, Answer, EagerRunner, Inputs, watched
+from .fused import FusedForward, unfit
+from .port import Advance, Answer, EagerRunner, Inputs, last_only, watched
 from .probe import TOLERANCE, relative_difference
 from .slot_layers import CacheLayers, Layers, places_of
 from .ties import Best, best_of
@@ -42,9 +43,11 @@ log = logging.getLogger("fastllm")
 class Graphs:
     """Captures every narrow forward of a GPU when it first comes; wide ones run eagerly."""
 
-    def __init__(self) -> None:
-        """Nothing is captured yet."""
+    def __init__(self, fuses: bool = False) -> None:
+        """Nothing is captured yet.  fuses: whether networks that `fused.py` can run are run by it."""
+        self.fuses = fuses
         self.captured = 0
+        self.fused = 0
         self.refused: list[str] = []
 
     def runner(self, network: Network) -> Runner:
@@ -53,10 +56,11 @@ class Graphs:
 
     @property
     def summary(self) -> str:
-        """Says "graphs", or what could not be captured beside it."""
-        if self.captured and self.refused:
-            return f"graphs, but eager for {', '.join(self.refused)}"
-        return "graphs" if self.captured else "eager"
+        """Says "graphs" or "fused graphs", or what could not be captured beside it."""
+        if not self.captured:
+            return "eager"
+        found = "fused graphs" if self.fused else "graphs"
+        return f"{found}, but eager for {', '.join(self.refused)}" if self.refused else found
 
 
 class GraphRunner:
@@ -68,18 +72,20 @@ class GraphRunner:
         self._graphs: OrderedDict[tuple[object, ...], CapturedCall] = OrderedDict()
         self._refused: set[object] = set()
         self._pool: Any = None
+        self._fused = FusedForward(network) if backend.fuses and unfit(network) is None else None
+        self._proven: set[Passage] = set()
 
     def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """Replay the graph of these shapes, which is captured first if there is none."""
 
         def work(inputs: Inputs) -> Flat:
-            logits, hidden, *_ = self.network.eager(passage, inputs, cache)
+            logits, hidden, *_ = self._narrow(passage, inputs, cache)
             # Read greedily here: afterwards each of its small kernels would be a launch.
             best = None if logits is None else best_of(logits, self.network.dtype)
             return (logits, *(best or (None, None)), *hidden)
 
         narrow = inputs.positions.shape[1] <= WIDEST
-        found = self._replayed(passage, work, inputs, cache) if narrow else None
+        found = self._replayed(passage, passage, work, inputs, cache) if narrow else None
         if found is None:
             return self.network.eager(passage, inputs, cache)
         logits, tokens, close, *hidden = found
@@ -90,12 +96,12 @@ class GraphRunner:
         """Some rows in turn and the row behind them, in one graph."""
 
         def work(inputs: Inputs) -> Flat:
-            said = watched(self.network, passage, inputs, cache, steps)
+            said = watched(self._narrow, self.network.dtype, passage, inputs, cache, steps)
             return (said.logits, said.likely, said.close, *said.next[2:5], *said.hidden)
 
-        found = self._replayed(("advance", passage, steps), work, inputs, cache)
+        found = self._replayed(("advance", passage, steps), passage, work, inputs, cache)
         if found is None:
-            return watched(self.network, passage, inputs, cache, steps)
+            return watched(self.network.eager, self.network.dtype, passage, inputs, cache, steps)
         logits, likely, close, positions, slots, mask, *hidden = (part for part in found if part is not None)
         behind = Inputs(likely[:, -1:], None, positions, slots, mask, None)
         return Advance(logits, likely, behind, tuple(hidden), close)
@@ -104,8 +110,31 @@ class GraphRunner:
         """Any number, where a row is so quick that what lies between two of them shows."""
         return steps > 1 and self.network.weight_bytes <= QUICK_BYTES
 
+    def _narrow(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
+        """Few rows, by fused kernels where they can."""
+        if self._fused is not None and last_only(passage) in self._proven and self._fused.takes(inputs, cache):
+            return self._fused(passage, inputs, cache)
+        return self.network.eager(passage, inputs, cache)
+
+    def _prove(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> None:
+        """Compare fused kernels with transformers' once for every passage; if they differ or fail, do without."""
+        if self._fused is None or last_only(passage) in self._proven or not self._fused.takes(inputs, cache):
+            return
+        try:
+            wanted = self.network.eager(passage, inputs, cache)
+            given = self._fused(passage, inputs, cache)
+            _agree((given.logits, *given.hidden), (wanted.logits, *wanted.hidden), "by fused kernels")
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler or a driver refuses
+            log.warning("%s runs without fused kernels: %s", self.network.loaded.name, _first_line(error))
+            self._fused = None
+        else:
+            self._proven.add(last_only(passage))
+            self.backend.fused += 1
+
     def _replayed(
-        self, what: object, work: Callable[[Inputs], Flat], inputs: Inputs, cache: CacheLayers
+        self, what: object, passage: Passage, work: Callable[[Inputs], Flat], inputs: Inputs, cache: CacheLayers
     ) -> Flat | None:
         """What the graph of a call answers; None if it cannot be captured."""
         if what in self._refused:
@@ -113,7 +142,7 @@ class GraphRunner:
         key = (what, *_shapes(inputs), *(cache.places if isinstance(cache, Layers) else places_of(cache)))
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._capture(what, work, inputs)
+            graph = self._capture(what, passage, work, inputs, cache)
             if graph is None:
                 return None
             self._graphs[key] = graph
@@ -122,18 +151,20 @@ class GraphRunner:
         self._graphs.move_to_end(key)
         return graph.replay(inputs)
 
-    def _capture(self, what: object, work: Callable[[Inputs], Flat], inputs: Inputs) -> CapturedCall | None:
+    def _capture(
+        self, what: object, passage: Passage, work: Callable[[Inputs], Flat], inputs: Inputs, cache: CacheLayers
+    ) -> CapturedCall | None:
         try:
             with self.network.clock.paused(), torch.cuda.device(self.network.device):  # it belongs to the current GPU
+                self._prove(passage, inputs, cache)
                 if self._pool is None:  # one for all: nothing in it is needed after a replay
                     self._pool = torch.cuda.graph_pool_handle()
                 graph = CapturedCall(work, inputs, self._pool)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a kernel or a driver refuses: the answer is to run without graphs
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             name = self.network.loaded.name
-            log.warning("%s runs without graphs: %s", name, reason)
+            log.warning("%s runs without graphs: %s", name, _first_line(error))
             self._refused.add(what)
             if name not in self.backend.refused:
                 self.backend.refused.append(name)
@@ -164,11 +195,7 @@ class CapturedCall:
         with torch.cuda.graph(self.graph, pool=pool):
             self.answer = work(self.inputs)
         self.graph.replay()
-        for mine, theirs in zip(self.answer, wanted, strict=True):
-            if mine is not None and theirs is not None and mine.is_floating_point():
-                difference = relative_difference(mine, theirs)
-                if not difference <= TOLERANCE.get(mine.dtype, 1e-1):  # also if it is not a number
-                    raise UnsupportedModel(f"captured, its answers change by {difference:.2g} of the largest")
+        _agree(self.answer, wanted, "captured")
 
     def replay(self, inputs: Inputs) -> Flat:
         """The same kernels over other numbers."""
@@ -181,6 +208,19 @@ class CapturedCall:
 def on_gpu(network: Network) -> bool:
     """Whether a network's forwards can be captured at all."""
     return network.device.type == "cuda"
+
+
+def _agree(given: Flat, wanted: Flat, how: str) -> None:
+    """Raise UnsupportedModel if answers differ by more than rounding, or are no numbers."""
+    for mine, theirs in zip(given, wanted, strict=True):
+        if mine is not None and theirs is not None and mine.is_floating_point():
+            difference = relative_difference(mine, theirs)
+            if not difference <= TOLERANCE.get(mine.dtype, 1e-1):
+                raise UnsupportedModel(f"{how}, its answers change by {difference:.2g} of the largest")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _by_dtype(parts: Sequence[Tensor | None]) -> list[list[Tensor]]:

@@ -182,13 +182,20 @@ def in_turn(steps: int, inputs: Inputs, advance: Callable[[Inputs], Advance]) ->
     return said[-1]._replace(likely=torch.cat([one.likely for one in said], 1), hidden=hidden, close=close)
 
 
-def watched(network: Network, passage: Passage, inputs: Inputs, cache: CacheLayers, steps: int) -> Advance:
-    """An eager advance that also says which of its tokens were close."""
+def watched(
+    forward: Callable[[Passage, Inputs, CacheLayers], Answer],
+    dtype: torch.dtype,
+    passage: Passage,
+    inputs: Inputs,
+    cache: CacheLayers,
+    steps: int,
+) -> Advance:
+    """An advance by way of forwards, such as `Network.eager`, that also says which of its tokens were close."""
 
     def one(rows: Inputs) -> Advance:
-        logits, hidden, *_ = network.eager(last_only(passage), rows, cache)
+        logits, hidden, *_ = forward(last_only(passage), rows, cache)
         assert logits is not None
-        return advanced(logits, rows, hidden, best_of(logits, network.dtype))
+        return advanced(logits, rows, hidden, best_of(logits, dtype))
 
     return in_turn(steps, inputs, one)
 
