@@ -1,7 +1,8 @@
 """The back end of captured graphs: a forward's kernels are recorded once and replayed with one launch.
 
 Nothing is compiled ahead of time. A graph holds for one set of shapes and one cache; rounds of a few fixed widths over
-extents that grow in blocks need few of them. Answers are copied out of a graph's own memory, since the next replay overwrites them.
+extents that grow in blocks need few of them. Answers are copied out of a graph's own memory, since the next replay
+overwrites them.
 """
 
 from __future__ import annotations

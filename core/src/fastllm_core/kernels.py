@@ -244,9 +244,9 @@ def attend(
     """Write rows' keys and values into their slots, and let their queries see what the mask says.
 
     heads: float[B * rows, (queries + 2 keys) * WIDTH], not turned yet.  mask: bool[B, rows, extent].  One program for
-    16 queries (rows of a group's heads, in turn) of one key head, over at most PART slots. With several parts each leaves
-    what it knows: weighted values in `partial`, float32[PARTS, B * rows, queries, WIDTH], greatest score and sum of
-    weights in `extremes`, float32[PARTS, B * rows, queries, 2].
+    16 queries (rows of a group's heads, in turn) of one key head, over at most PART slots. With several parts each
+    leaves what it knows: weighted values in `partial`, float32[PARTS, B * rows, queries, WIDTH], greatest score and sum
+    of weights in `extremes`, float32[PARTS, B * rows, queries, 2].
     """
     _await(EARLY)
     dtype: tl.constexpr = out.dtype.element_ty

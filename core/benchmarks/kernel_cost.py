@@ -1,6 +1,6 @@
 """How near the kernels of `fastllm_core/kernels.py` come to a GPU's memory, for every way to cut a product.
 
-    python core/benchmarks/kernels.py --shape 8b --rows 1,16
+    python core/benchmarks/kernel_cost.py --shape 8b --rows 1,16
 
 Times one product after another over matrices that no cache holds, in a captured graph, and whole layers beside what
 copying gives. The table of `fused.tiling` was chosen from it (docs/benchmarks.md, "On a GPU").
