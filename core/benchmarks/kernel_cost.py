@@ -23,6 +23,8 @@ from fastllm_core import SlotCache, chain, fused
 from fastllm_core.fused import FusedForward, Tiling
 from fastllm_core.port import Passage
 from fastllm_core.testing.engines import make_engine
+from fastllm_core.ties import best_of
+from fastllm_plugin_bench.forward import machine_of
 
 SHAPES = {
     "8b": (4096, 14336, 32, 8, 128, 128256),
@@ -32,7 +34,7 @@ SHAPES = {
 """Hidden and intermediate size, heads, key heads, head size, vocabulary."""
 CUTS = [
     Tiling(*each)
-    for each in product((16, 32, 64), (128, 256, 512), (4, 8), (3, 5))
+    for each in product((16, 32, 64), (256, 512), (4,), (2, 3, 5))
     if each[0] * each[1] * each[3] * 4 <= 180_000
 ]
 L2 = 200_000_000
@@ -80,6 +82,21 @@ def calls(forward: FusedForward, rows: int) -> dict[str, tuple[int, list[Callabl
         mlp.down_proj.weight.nbytes,
         [lambda x=x: forward._add(wide, x.mlp.down_proj, stream, forward.norm) for x in layers],
     )
+    cache = SlotCache(forward.network)
+    cache.reserve(1, 128)
+    inputs = chain(torch.zeros(1, rows, dtype=torch.long, device="cuda"), torch.tensor([64], device="cuda"), 128)
+    stores = cache.layers(slice(0, 1), 128)
+    heads = forward._project(stream, *qkv[0])
+    found["attend"] = (
+        heads.nbytes,
+        [
+            lambda x=x, y=y: forward._attend(x.self_attn, heads, inputs, inputs.mask, y)
+            for x, y in zip(layers, stores, strict=True)
+        ],
+    )
+    found["enter"] = heads.nbytes, [lambda: forward._enter(inputs, forward.norm)]
+    logits = forward._project(stream, forward.head)[None]
+    found["best"] = logits.nbytes, [lambda: best_of(logits, torch.bfloat16)]
     found["head"] = forward.head.weight.nbytes, [lambda: forward._project(stream, forward.head)]
     return found
 
@@ -112,15 +129,19 @@ def timed(work: list[Callable[[], object]], count: int = BATCH) -> float:
 
 def bandwidth() -> float:
     """Bytes a second of a copy, read and written ones counted."""
-    source = torch.ones(1 << 28, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / timed([lambda: target.copy_(source)], 2)
+    return float(machine_of(torch.device("cuda", 0), torch.bfloat16).bytes_per_s)
 
 
 def compile_all(shape: str, share: int, shares: int) -> None:
     """Run each cut once, so that the compiler's results lie in the cache."""
     with torch.inference_mode():
-        work = calls(forward_of(shape, 1), 1)
+        forward = forward_of(shape, 1)
+        forward.early = share % 5
+        work = calls(forward, 1)
+        for _, each in work.values():
+            each[0]()
+        whole(forward, 1, 512)
+        forward.early = 0
         for cut in CUTS[share::shares]:
             fused.tiling = lambda *_, cut=cut: cut  # type: ignore[assignment]
             for _, each in work.values():
@@ -133,6 +154,8 @@ def compile_all(shape: str, share: int, shares: int) -> None:
 def sweep(forward: FusedForward, rows: int) -> Iterator[str]:
     """A line for each of the best cuts of every product."""
     for name, (size, work) in calls(forward, rows).items():
+        if name in ("attend", "enter", "best"):
+            continue
         found = []
         for cut in CUTS:
             fused.tiling = lambda *_, cut=cut: cut  # type: ignore[assignment]
@@ -164,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="8b", choices=sorted(SHAPES))
     parser.add_argument("--rows", default="1,16")
+    parser.add_argument("--early", default="0,1,2,3,4")
     parser.add_argument("--whole", action="store_true", help="whole forwards alone")
     options = parser.parse_args()
     table, began = fused.tiling, time.time()
@@ -185,17 +209,22 @@ def main() -> None:
         count = max(2, -(-L2 // layer))
         forward = forward_of(options.shape, count)
         for rows in map(int, options.rows.split(",")):
-            if not options.whole:
+            for early in map(int, options.early.split(",")):
+                forward.early = early
                 fused.tiling = table
+                found = {name: timed(work) for name, (_, work) in calls(forward, rows).items()}
+                print(rows, "rows, early", early, {name: round(t * 1e6, 2) for name, t in found.items()}, flush=True)
+            forward.early = 0
+            if not options.whole:
                 for line in sweep(forward, rows):
                     print(line, flush=True)
             fused.tiling = table
             read = count * layer + forward.head.weight.nbytes
-            for early, extent in product((True, False), (128, 512)):
-                forward.early = early and fused._starts_early(torch.device("cuda", 0))
+            for early, extent in product(map(int, options.early.split(",")), (128, 512)):
+                forward.early = early
                 seconds = whole(forward, rows, extent)
                 print(
-                    f"{rows:3} rows, {count} layers and head, extent {extent}, starting early {forward.early}: "
+                    f"{rows:3} rows, {count} layers and head, extent {extent}, early {early}: "
                     f"{seconds * 1e6:.1f} us, {seconds * rate / read:.2f} times the floor",
                     flush=True,
                 )

@@ -52,11 +52,15 @@ def tiling(rows: int, count: int, width: int) -> Tiling:
 
     `inner` depends on the matrix alone, so that a row's sums are the same whatever stands beside it.
     """
-    inner = next((size for size in (256, 128) if width % size == 0), 64)
-    columns = 16 if count < 8192 else 32
+    tall = _tall(rows)
+    columns = 16 if count <= 2048 else 32
+    inner = min(512 if count <= 2048 else 256, _power_of_two(width))
     if rows > 16:
-        columns = 2 * columns
-    return Tiling(columns, inner, 4, 4 if inner == 256 else 5)
+        columns = 32
+    stages = 3 if count >= 8192 else 5
+    while stages > 2 and (tall + 2 * columns) * inner * stages > 100_000:
+        stages -= 1
+    return Tiling(columns, inner, 4, stages)
 
 
 def unfit(network: Network) -> str | None:
@@ -118,7 +122,7 @@ class FusedForward:
         self.keys, self.width, _ = shape
         self.queries = int(network.config.num_attention_heads)
         self.size = network.hidden_size
-        self.early = _starts_early(network.device)
+        self.early = int(_starts_early(network.device))
 
     def takes(self, inputs: Inputs, cache: CacheLayers) -> bool:
         """Whether these are few enough rows, over a cache that lies as the kernels read it."""
@@ -171,6 +175,10 @@ class FusedForward:
         self, part: Any, inputs: Inputs, mask: Tensor, store: tuple[Tensor, Tensor], stream: Stream, norm: Any
     ) -> Stream:
         heads = self._project(stream, part.q_proj, part.k_proj, part.v_proj)
+        return self._add(self._attend(part, heads, inputs, mask, store), part.o_proj, stream, norm)
+
+    def _attend(self, part: Any, heads: Tensor, inputs: Inputs, mask: Tensor, store: tuple[Tensor, Tensor]) -> Tensor:
+        """float[rows, queries * width]; writes the rows' keys and values."""
         (keys, values), (texts, rows) = store, inputs.positions.shape
         extent, groups = mask.shape[2], self.queries // self.keys
         out = heads.new_empty(texts * rows, self.queries * self.width)
@@ -191,7 +199,7 @@ class FusedForward:
             self.kernels.merge[(count,)](
                 partial, extremes, out, count, PARTS=parts, WIDTH=self.width, EARLY=self.early, **self._launch()
             )
-        return self._add(out, part.o_proj, stream, norm)
+        return out
 
     def _mlp(self, part: Any, stream: Stream, norm: Any) -> Stream:
         return self._add(self._gate(part, stream), part.down_proj, stream, norm)

@@ -32,15 +32,23 @@ JIT: Any = triton.jit(do_not_specialize=["rows"])
 @triton.jit
 def _await(early: tl.constexpr):
     """Let the next kernel start, and wait until what the last ones wrote is there."""
-    if early:
-        gdc_launch_dependents()
+    if early > 0:
+        if early == 2 or early == 3:
+            gdc_launch_dependents()
         gdc_wait()
+
+
+@triton.jit
+def _release(early: tl.constexpr):
+    """Let the next kernel start."""
+    if early == 1 or early == 4:
+        gdc_launch_dependents()
 
 
 @triton.jit
 def _fetch(weights, columns, width, early: tl.constexpr, ahead: tl.constexpr):
     """Have the first `ahead` numbers of some rows of a matrix brought into the cache."""
-    if early:
+    if early >= 3:
         step: tl.constexpr = LINE // (weights.dtype.element_ty.primitive_bitwidth // 8)
         lines = tl.arange(0, ahead // step) * step
         places = weights + columns.to(tl.int64)[:, None] * width + tl.minimum(lines, width - 1)[None, :]
@@ -90,6 +98,7 @@ def enter(
 ):  # fmt: skip
     """The residual stream of one row a program: of tokens, int64[rows], or of given states, float[rows, size]."""
     _await(EARLY)
+    _release(EARLY)
     row, at = tl.program_id(0), tl.arange(0, SIZE)
     inside = at < size
     if TOKENS:
@@ -131,6 +140,7 @@ def project(
     _fetch(weights, tl.minimum(column, count - 1), width, EARLY, AHEAD)
     _await(EARLY)
     total = _product(x, x_stride, weights, start, count, rows, width, M, N, K, EVEN)
+    _release(EARLY)
     total *= _roots(squares, squares_stride, rows, width // GROUP, eps, width, M, GROUPS)[:, None]
     there = column < count
     if BIAS:
@@ -170,6 +180,7 @@ def gate(
             c = tl.load(ups + theirs + at, mask=there & inside, other=0.0, eviction_policy="evict_first")
         left = tl.dot(a, tl.trans(b), left, input_precision="ieee")
         right = tl.dot(a, tl.trans(c), right, input_precision="ieee")
+    _release(EARLY)
     root = _roots(squares, width // GROUP, rows, width // GROUP, eps, width, M, GROUPS)[:, None]
     left, right = left * root, right * root
     result = left / (1.0 + tl.exp(-left)) * right
@@ -194,6 +205,7 @@ def add(
     _fetch(weights, tl.minimum(column, count - 1), width, EARLY, AHEAD)
     _await(EARLY)
     total = _product(x, width, weights, start, count, rows, width, M, N, K, EVEN)
+    _release(EARLY)
     there = column < count
     if BIAS:
         total += tl.load(bias + column, mask=there, other=0.0).to(tl.float32)[None, :]
@@ -313,6 +325,7 @@ def attend(
 def merge(partial, extremes, out, count, PARTS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr):
     """What several parts of `attend` know, together: one program for each of `count` heads of rows."""
     _await(EARLY)
+    _release(EARLY)
     mine, at = tl.program_id(0), tl.arange(0, WIDTH)
     best = tl.full((1,), -1e38, tl.float32)
     weight = tl.zeros((1,), tl.float32)
