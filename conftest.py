@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports it: kernels for a GPU then run, slowly, without one
 os.environ.setdefault("FASTLLM_COMPILED", str(Path(tempfile.gettempdir()) / "fastllm-tests-compile-nothing"))
 
 

@@ -1,6 +1,6 @@
 """What fastllm does on a GPU: forwards against what the card can do, and whole texts against transformers.
 
-    python .dev/gpu.py steps:demo-1b steps:8b:eager,graphs loop:demo-1b loop:7b
+    python .dev/gpu.py steps:demo-1b steps:8b:eager,fused loop:demo-1b loop:7b
 
 `8b` has the shape of Llama 3 8B and random weights; `7b` is the demo model grown to the shape of Llama 2 7B. The
 figures in docs/benchmarks.md, "On a GPU", come from here.
@@ -200,7 +200,7 @@ def main() -> None:
     for stage in sys.argv[1:]:
         kind, name, *forwards = stage.split(":")
         try:
-            chosen = forwards[0].split(",") if forwards else ["eager", "graphs", "compiled"]
+            chosen = forwards[0].split(",") if forwards else ["eager", "graphs", "fused"]
             found[stage] = {"steps": steps, "loop": loop}[kind](name, chosen)
         except Exception:
             traceback.print_exc()

@@ -20,10 +20,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fastllm_core import SlotCache, chain, fused
-from fastllm_core.fused import FusedForward, Tiling
+from fastllm_core.fused import FusedForward, Sight, Tiling
 from fastllm_core.port import Passage
 from fastllm_core.testing.engines import make_engine
-from fastllm_core.ties import best_of
 from fastllm_plugin_bench.forward import machine_of
 
 SHAPES = {
@@ -37,6 +36,7 @@ CUTS = [
     for each in product((16, 32, 64), (256, 512), (4,), (2, 3, 5))
     if each[0] * each[1] * each[3] * 4 <= 180_000
 ]
+SIGHTS = [Sight(*each) for each in product((128, 256, 512), (64, 128), (4, 8), (2, 3))]
 L2 = 200_000_000
 """Bytes of matrices that are read before one is read again."""
 BATCH = 24
@@ -87,16 +87,18 @@ def calls(forward: FusedForward, rows: int) -> dict[str, tuple[int, list[Callabl
     inputs = chain(torch.zeros(1, rows, dtype=torch.long, device="cuda"), torch.tensor([64], device="cuda"), 128)
     stores = cache.layers(slice(0, 1), 128)
     heads = forward._project(stream, *qkv[0])
+    turns = forward._enter(inputs, forward.norm)[1]
+    mask, slots = inputs.mask, inputs.slots
     found["attend"] = (
         heads.nbytes,
         [
-            lambda x=x, y=y: forward._attend(x.self_attn, heads, inputs, inputs.mask, y)
-            for x, y in zip(layers, stores, strict=True)
+            lambda x=x.self_attn, store=store: forward._attend(x, heads, turns, slots, mask, store)
+            for x, store in zip(layers, stores, strict=True)
         ],
     )
     found["enter"] = heads.nbytes, [lambda: forward._enter(inputs, forward.norm)]
     logits = forward._project(stream, forward.head)[None]
-    found["best"] = logits.nbytes, [lambda: best_of(logits, torch.bfloat16)]
+    found["best"] = logits.nbytes, [lambda: forward._best(logits)]
     found["head"] = forward.head.weight.nbytes, [lambda: forward._project(stream, forward.head)]
     return found
 
@@ -136,14 +138,13 @@ def compile_all(shape: str, share: int, shares: int) -> None:
     """Run each cut once, so that the compiler's results lie in the cache."""
     with torch.inference_mode():
         forward = forward_of(shape, 1)
-        forward.early = share % 5
+        for seen in SIGHTS[share::shares]:
+            fused.sight = lambda _, seen=seen: seen  # type: ignore[assignment]
+            for extent in (128, 512):
+                whole(forward, 1, extent)
         work = calls(forward, 1)
-        for _, each in work.values():
-            each[0]()
-        whole(forward, 1, 512)
-        forward.early = 0
         for cut in CUTS[share::shares]:
-            fused.tiling = lambda *_, cut=cut: cut  # type: ignore[assignment]
+            fused.tiling = lambda *_, cut=cut, **__: cut  # type: ignore[assignment]
             for _, each in work.values():
                 try:
                     each[0]()
@@ -158,7 +159,7 @@ def sweep(forward: FusedForward, rows: int) -> Iterator[str]:
             continue
         found = []
         for cut in CUTS:
-            fused.tiling = lambda *_, cut=cut: cut  # type: ignore[assignment]
+            fused.tiling = lambda *_, cut=cut, **__: cut  # type: ignore[assignment]
             try:
                 found.append((timed(work), cut))
             except Exception as error:
@@ -187,11 +188,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="8b", choices=sorted(SHAPES))
     parser.add_argument("--rows", default="1,16")
-    parser.add_argument("--early", default="0,1,2,3,4")
-    parser.add_argument("--whole", action="store_true", help="whole forwards alone")
+    parser.add_argument("--cuts", action="store_true", help="try every way to cut a product")
+    parser.add_argument("--sights", action="store_true", help="try every way to cut attention")
     options = parser.parse_args()
-    table, began = fused.tiling, time.time()
-    if not options.whole:
+    table, seen, began = fused.tiling, fused.sight, time.time()
+    if options.cuts or options.sights:
         shares = min(14, os.cpu_count() or 1)
         workers = [
             multiprocessing.get_context("fork").Process(target=compile_all, args=(options.shape, each, shares))
@@ -209,25 +210,28 @@ def main() -> None:
         count = max(2, -(-L2 // layer))
         forward = forward_of(options.shape, count)
         for rows in map(int, options.rows.split(",")):
-            for early in map(int, options.early.split(",")):
-                forward.early = early
-                fused.tiling = table
-                found = {name: timed(work) for name, (_, work) in calls(forward, rows).items()}
-                print(rows, "rows, early", early, {name: round(t * 1e6, 2) for name, t in found.items()}, flush=True)
-            forward.early = 0
-            if not options.whole:
+            fused.tiling, fused.sight = table, seen
+            found = {name: timed(work) for name, (_, work) in calls(forward, rows).items()}
+            print(rows, "rows:", {name: f"{seconds * 1e6:.1f} us" for name, seconds in found.items()}, flush=True)
+            if options.cuts:
                 for line in sweep(forward, rows):
                     print(line, flush=True)
             fused.tiling = table
             read = count * layer + forward.head.weight.nbytes
-            for early, extent in product(map(int, options.early.split(",")), (128, 512)):
-                forward.early = early
+            for extent in (128, 512):
                 seconds = whole(forward, rows, extent)
                 print(
-                    f"{rows:3} rows, {count} layers and head, extent {extent}, early {early}: "
-                    f"{seconds * 1e6:.1f} us, {seconds * rate / read:.2f} times the floor",
+                    f"{rows:3} rows, {count} layers and head, extent {extent}: {seconds * 1e6:.1f} us, "
+                    f"{seconds * rate / read:.2f} times the floor",
                     flush=True,
                 )
+                if options.sights:
+                    tried = []
+                    for each in SIGHTS:
+                        fused.sight = lambda _, each=each: each  # type: ignore[assignment]
+                        tried.append((whole(forward, rows, extent), each))
+                    fused.sight = seen
+                    print(", ".join(f"{best * 1e6:.1f} {tuple(each)}" for best, each in sorted(tried)[:6]), flush=True)
     print(f"{time.time() - began:.0f} s")
 
 

@@ -18,6 +18,7 @@ from .identity import unknown_code
 from .port import Answer, Inputs, Passage
 from .slot_layers import CacheLayers
 from .spans import Span
+from .ties import Best, noise_of
 from .views import backbone, layer_list
 
 if TYPE_CHECKING:
@@ -29,13 +30,16 @@ STEADY_ROPE: Final = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose frequencies do not change with the length of a text."""
 MOST_ROWS: Final = 64
 """Rows of all texts together, above which arithmetic counts beside the reading of weights."""
+TILE: Final = 16
+"""Rows of one matrix instruction: up to so many, each is computed to the same bits whatever stands beside it."""
 GROUP: Final = 16
-PART: Final = 512
-"""Slots that one program attends to."""
+"""Numbers of the residual stream whose squares are added by who writes them."""
+MOST_STAGED: Final = 200_000
+"""Bytes of shared memory that a program may take."""
 
 
-AHEAD: Final = 512
-"""Numbers of each row of a matrix that are fetched before a kernel may read anything else."""
+RANKED: Final = 4096
+"""Logits that one program looks through."""
 
 
 class Tiling(NamedTuple):
@@ -47,20 +51,35 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def tiling(rows: int, count: int, width: int) -> Tiling:
-    """By what was fastest on an H100 (docs/benchmarks.md): enough programs to keep every memory channel busy.
+def tiling(rows: int, count: int, width: int, *, matrices: int = 1, size: int = 2) -> Tiling:
+    """By what was fastest on an H200 (docs/benchmarks.md): enough programs to keep all of its memory busy.
 
-    `inner` depends on the matrix alone, so that a row's sums are the same whatever stands beside it.
+    `inner` depends on the matrix alone, so that a row's sums are the same whatever stands beside it.  matrices: that
+    are read side by side.  size: bytes of a number.
     """
-    tall = _tall(rows)
-    columns = 16 if count <= 2048 else 32
-    inner = min(512 if count <= 2048 else 256, _power_of_two(width))
-    if rows > 16:
-        columns = 32
-    stages = 3 if count >= 8192 else 5
-    while stages > 2 and (tall + 2 * columns) * inner * stages > 100_000:
+    narrow = count <= 2048
+    inner = min(512 if narrow else 256, _power_of_two(width))
+    columns = 16 if narrow and rows <= TILE else 32
+    stages = 3 if matrices > 1 or count >= 8192 else 5
+    while stages > 1 and (_tall(rows) + matrices * columns) * inner * stages * size > MOST_STAGED:
         stages -= 1
     return Tiling(columns, inner, 4, stages)
+
+
+class Sight(NamedTuple):
+    """How attention over a cache is cut."""
+
+    part: int
+    """Slots that one program attends to."""
+    step: int
+    """Slots that it looks at together."""
+    warps: int
+    stages: int
+
+
+def sight(width: int) -> Sight:
+    """By what was fastest on an H200, for heads of so many numbers."""
+    return Sight(256, 128, 8 if width >= 128 else 4, 2)
 
 
 def unfit(network: Network) -> str | None:
@@ -102,6 +121,10 @@ class Stream(NamedTuple):
     """The next norm's."""
 
 
+Turns = tuple[Tensor, Tensor]
+"""Cosines and sines, float[rows, width / 2], by which queries and keys are turned."""
+
+
 class FusedForward:
     """Forwards of one network: calling it is `Network.eager`, for few rows. Pure kernels: it can be captured."""
 
@@ -122,7 +145,6 @@ class FusedForward:
         self.keys, self.width, _ = shape
         self.queries = int(network.config.num_attention_heads)
         self.size = network.hidden_size
-        self.early = int(_starts_early(network.device))
 
     def takes(self, inputs: Inputs, cache: CacheLayers) -> bool:
         """Whether these are few enough rows, over a cache that lies as the kernels read it."""
@@ -135,21 +157,26 @@ class FusedForward:
         whole = passage.stop == self.network.layers
         norms = iter([*self._norms(passage), self.norm if whole else None])
         masks = {span: _seen(inputs, span) for _, span in spans[start:stop]}
-        stream = self._enter(inputs, next(norms))
+        stream, turns = self._enter(inputs, next(norms))
         states = {}
         for index in range(start, stop):
             states[index] = stream.states
             layer = self.layers[index]
             if index not in passage.skip_attention:
-                mask = masks[spans[index][1]]
-                stream = self._attention(layer.self_attn, inputs, mask, cache[index], stream, next(norms))
+                part, mask = layer.self_attn, masks[spans[index][1]]
+                heads = self._project(stream, part.q_proj, part.k_proj, part.v_proj)
+                seen = self._attend(part, heads, turns, inputs.slots, mask, cache[index])
+                stream = self._add(seen, part.o_proj, stream, next(norms))
             if index not in passage.skip_mlp:
-                stream = self._mlp(layer.mlp, stream, next(norms))
+                stream = self._add(self._gate(layer.mlp, stream), layer.mlp.down_proj, stream, next(norms))
         texts, rows = inputs.positions.shape
         if stop in passage.hidden_layers:
             states[stop] = self.norm(stream.states) if whole else stream.states
         hidden = tuple(states[layer].view(texts, rows, -1) for layer in passage.hidden_layers)
-        return Answer(self._logits(stream, texts, rows, passage.last_logits_only) if whole else None, hidden)
+        if not whole:
+            return Answer(None, hidden)
+        logits = self._logits(stream, texts, rows, passage.last_logits_only)
+        return Answer(logits, hidden, self._best(logits))
 
     def _norms(self, passage: Passage) -> Iterator[Any]:
         """The norm of every sub-layer that runs."""
@@ -159,57 +186,50 @@ class FusedForward:
             if index not in passage.skip_mlp:
                 yield self.layers[index].post_attention_layernorm
 
-    def _enter(self, inputs: Inputs, norm: Any) -> Stream:
+    def _enter(self, inputs: Inputs, norm: Any) -> tuple[Stream, Turns]:
         entry = inputs.tokens if inputs.hidden is None else inputs.hidden
         assert entry is not None
         rows = inputs.positions.numel()
         stream = self._stream(rows, norm)
-        size = _power_of_two(self.size)
+        turns = self.table.new_empty(rows, self.width // 2), self.table.new_empty(rows, self.width // 2)
         self.kernels.enter[(rows,)](
-            entry, self.table, entry, *self._gained(norm), *stream[:3], self.size,
-            TOKENS=inputs.hidden is None, SCALED=norm is not None, SIZE=size, EARLY=self.early, **self._launch(),
+            entry, self.table, entry, inputs.positions, self.frequencies, self.scaling, *self._gained(norm),
+            *stream[:3], *turns, self.size,
+            TOKENS=inputs.hidden is None, SCALED=norm is not None, SIZE=_power_of_two(self.size), HALF=self.width // 2,
         )  # fmt: skip
-        return stream
+        return stream, turns
 
-    def _attention(
-        self, part: Any, inputs: Inputs, mask: Tensor, store: tuple[Tensor, Tensor], stream: Stream, norm: Any
-    ) -> Stream:
-        heads = self._project(stream, part.q_proj, part.k_proj, part.v_proj)
-        return self._add(self._attend(part, heads, inputs, mask, store), part.o_proj, stream, norm)
-
-    def _attend(self, part: Any, heads: Tensor, inputs: Inputs, mask: Tensor, store: tuple[Tensor, Tensor]) -> Tensor:
-        """float[rows, queries * width]; writes the rows' keys and values."""
-        (keys, values), (texts, rows) = store, inputs.positions.shape
+    def _attend(
+        self, part: Any, heads: Tensor, turns: Turns, slots: Tensor, mask: Tensor, store: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """float[rows, queries * width] of heads not turned yet; writes the rows' keys and values."""
+        (keys, values), (texts, rows) = store, slots.shape
         extent, groups = mask.shape[2], self.queries // self.keys
         out = heads.new_empty(texts * rows, self.queries * self.width)
-        parts = -(-extent // PART)
+        cut = sight(self.width)
+        parts = -(-extent // cut.part)
         partial = out.new_empty((parts, *out.shape) if parts > 1 else (1,), dtype=torch.float32)
         extremes = out.new_empty((parts, texts * rows, self.queries, 2) if parts > 1 else (1,), dtype=torch.float32)
         normed = hasattr(part, "q_norm")
         gains = (part.q_norm.weight, part.k_norm.weight) if normed else (out, out)
-        self.kernels.attend[(texts * self.keys, -(-rows * groups // self.kernels.TILE), parts)](
-            heads, *gains, self.frequencies, inputs.positions, inputs.slots, mask, keys, values, out, partial, extremes,
+        self.kernels.attend[(texts * self.keys, -(-rows * groups // TILE), parts)](
+            heads, *gains, *turns, slots, mask, keys, values, out, partial, extremes,
             *keys.stride()[:2], *values.stride()[:2], rows, extent, self.keys,
-            part.q_norm.variance_epsilon if normed else 0.0, self.scaling, float(part.scaling),
-            GROUPS=groups, WIDTH=self.width, NORMED=normed, NEW=max(self.kernels.TILE, _power_of_two(rows)), STEP=128,
-            PART=PART, PARTS=parts, EARLY=self.early, **self._launch(stages=2),
+            part.q_norm.variance_epsilon if normed else 0.0, float(part.scaling),
+            GROUPS=groups, WIDTH=self.width, NORMED=normed, NEW=max(TILE, _power_of_two(rows)),
+            PART=cut.part, PARTS=parts, STEP=cut.step, num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
         if parts > 1:
             count = texts * rows * self.queries
-            self.kernels.merge[(count,)](
-                partial, extremes, out, count, PARTS=parts, WIDTH=self.width, EARLY=self.early, **self._launch()
-            )
+            self.kernels.merge[(count,)](partial, extremes, out, count, PARTS=parts, WIDTH=self.width)
         return out
-
-    def _mlp(self, part: Any, stream: Stream, norm: Any) -> Stream:
-        return self._add(self._gate(part, stream), part.down_proj, stream, norm)
 
     def _gate(self, part: Any, stream: Stream) -> Tensor:
         gates, ups = part.gate_proj.weight, part.up_proj.weight
         rows, (count, width) = stream.states.shape[0], gates.shape
         out = stream.states.new_empty(rows, count)
-        cut = tiling(rows, count, width)
-        self.kernels.gate[_grid(rows, cut, count)](
+        cut = self._tiling(rows, count, width, matrices=2)
+        self.kernels.gate[(-(-count // cut.columns),)](
             stream.scaled, stream.squares, stream.eps, gates, ups, out, rows, width, count,
             GROUPS=_power_of_two(width // GROUP), **self._cut(rows, cut, width, count),
         )  # fmt: skip
@@ -221,17 +241,30 @@ class FusedForward:
             stream, rows = stream._replace(scaled=scaled, squares=squares), 1
         return self._project(stream, self.head).view(texts, rows, -1)
 
+    def _best(self, logits: Tensor) -> Best:
+        """See `ties.best_of`."""
+        texts, rows, size = logits.shape
+        parts = -(-size // RANKED)
+        found = logits.new_empty(texts * rows, parts, 3, dtype=torch.float32)
+        firsts = logits.new_empty(texts * rows, parts, dtype=torch.long)
+        best = Best(logits.new_empty(texts, rows, dtype=torch.long), logits.new_empty(texts, rows, dtype=torch.bool))
+        self.kernels.rank[(texts * rows, parts)](logits, found, firsts, size, PART=RANKED)
+        self.kernels.choose[(texts * rows,)](
+            found, firsts, *best, parts, size, noise_of(self.network.dtype), PARTS=_power_of_two(parts)
+        )
+        return best
+
     def _project(self, stream: Stream, *matrices: nn.Linear) -> Tensor:
         """Up to three products of the normed stream, next to each other."""
         weights = [matrix.weight for matrix in matrices]
         biases = [matrix.bias for matrix in matrices if matrix.bias is not None] or weights
         counts = [weight.shape[0] for weight in weights]
         rows, width = stream.scaled.shape
-        cut = tiling(rows, sum(counts), width)
+        cut = self._tiling(rows, sum(counts), width)
         out = stream.scaled.new_empty(rows, sum(counts))
         absent = 3 - len(matrices)
         tiles = sum(-(-count // cut.columns) for count in counts)
-        self.kernels.project[(tiles, -(-rows // _tall(rows)))](
+        self.kernels.project[(tiles,)](
             stream.scaled, stream.scaled.stride(0), stream.squares, stream.squares.stride(0), stream.eps,
             *weights, *weights[:1] * absent, *biases, *biases[:1] * absent, out, rows, width,
             *counts, *[0] * absent,
@@ -242,8 +275,8 @@ class FusedForward:
     def _add(self, x: Tensor, matrix: nn.Linear, stream: Stream, norm: Any) -> Stream:
         weight, after = matrix.weight, self._stream(x.shape[0], norm)
         rows, (count, width) = x.shape[0], weight.shape
-        cut = tiling(rows, count, width)
-        self.kernels.add[_grid(rows, cut, count)](
+        cut = self._tiling(rows, count, width)
+        self.kernels.add[(-(-count // cut.columns),)](
             x, weight, weight if matrix.bias is None else matrix.bias, stream.states, *self._gained(norm), *after[:3],
             rows, width, count, BIAS=matrix.bias is not None, SCALED=norm is not None,
             **self._cut(rows, cut, width, count),
@@ -252,7 +285,7 @@ class FusedForward:
 
     def _stream(self, rows: int, norm: Any) -> Stream:
         """Memory for the residual stream of some rows, and what a norm that follows needs of it."""
-        states = torch.empty(rows, self.size, dtype=self.network.dtype, device=self.network.device)
+        states = self.table.new_empty(rows, self.size)
         if norm is None:
             return Stream(states, states, states, 0.0)
         squares = states.new_empty(rows, self.size // GROUP, dtype=torch.float32)
@@ -261,14 +294,13 @@ class FusedForward:
     def _gained(self, norm: Any) -> tuple[Tensor]:
         return (self.table if norm is None else norm.weight,)
 
+    def _tiling(self, rows: int, count: int, width: int, matrices: int = 1) -> Tiling:
+        return tiling(rows, count, width, matrices=matrices, size=self.table.element_size())
+
     def _cut(self, rows: int, cut: Tiling, width: int, *counts: int) -> dict[str, Any]:
         even = width % cut.inner == 0 and all(count % cut.columns == 0 for count in counts)
         tiles = {"M": _tall(rows), "N": cut.columns, "K": cut.inner, "EVEN": even}
-        return {**tiles, "EARLY": self.early, "AHEAD": AHEAD, **self._launch(cut.warps, cut.stages)}
-
-    def _launch(self, warps: int = 4, stages: int = 1) -> dict[str, Any]:
-        options = {"num_warps": warps, "num_stages": stages}
-        return {**options, "launch_pdl": True} if self.early else options
+        return {**tiles, "num_warps": cut.warps, "num_stages": cut.stages}
 
 
 def _seen(inputs: Inputs, span: Span) -> Tensor:
@@ -283,17 +315,8 @@ def _seen(inputs: Inputs, span: Span) -> Tensor:
 
 def _tall(rows: int) -> int:
     """Rows that one program computes."""
-    return min(64, max(16, _power_of_two(rows)))
-
-
-def _grid(rows: int, cut: Tiling, count: int) -> tuple[int, int]:
-    return -(-count // cut.columns), -(-rows // _tall(rows))
+    return max(TILE, _power_of_two(rows))
 
 
 def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
-
-
-def _starts_early(device: torch.device) -> bool:
-    """Whether a kernel can be started before the last one is done: NVIDIA's, since Hopper."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)

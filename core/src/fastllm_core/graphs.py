@@ -80,9 +80,10 @@ class GraphRunner:
         """Replay the graph of these shapes, which is captured first if there is none."""
 
         def work(inputs: Inputs) -> Flat:
-            logits, hidden, *_ = self._narrow(passage, inputs, cache)
+            logits, hidden, best, _ = self._narrow(passage, inputs, cache)
             # Read greedily here: afterwards each of its small kernels would be a launch.
-            best = None if logits is None else best_of(logits, self.network.dtype)
+            if logits is not None and best is None:
+                best = best_of(logits, self.network.dtype)
             return (logits, *(best or (None, None)), *hidden)
 
         narrow = inputs.positions.shape[1] <= WIDEST

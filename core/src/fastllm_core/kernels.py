@@ -1,13 +1,10 @@
 """What a decoder layer of few rows is made of on a GPU: five kernels, each bound by the weights or the cache it reads.
 
-A row's result is the same bits beside how many others it is computed, up to `TILE` of them: every sum runs over the
+A row's result is the same bits beside how many others it is computed, up to 16 of them: every sum runs over the
 same blocks in the same order, and a slot that is masked adds exactly nothing.
 
 Root-mean-square norms are taken apart (`fused.py`): who writes the residual stream also writes it times the next norm's
 gains, and the sum of its squares by groups of `GROUP` numbers; who reads it divides by the root behind the product.
-
-A kernel may start before the last one is done (programmatic dependent launch), to fetch its first weights into the
-cache; it waits before it reads anything else, or writes.
 """
 
 from __future__ import annotations
@@ -16,45 +13,12 @@ from typing import Any, Final
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-TILE: Final = 16
-"""Rows of one matrix instruction."""
 GROUP: Final = tl.constexpr(16)
 """Numbers of the residual stream whose squares are added by who writes them."""
-LINE: Final = tl.constexpr(128)
-"""Bytes that are fetched together."""
 
 JIT: Any = triton.jit(do_not_specialize=["rows"])
 """One binary for any number of rows: another could round otherwise."""
-
-
-@triton.jit
-def _await(early: tl.constexpr):
-    """Let the next kernel start, and wait until what the last ones wrote is there."""
-    if early > 0:
-        if early == 2 or early == 3:
-            gdc_launch_dependents()
-        gdc_wait()
-
-
-@triton.jit
-def _release(early: tl.constexpr):
-    """Let the next kernel start."""
-    if early == 1 or early == 4:
-        gdc_launch_dependents()
-
-
-@triton.jit
-def _fetch(weights, columns, width, early: tl.constexpr, ahead: tl.constexpr):
-    """Have the first `ahead` numbers of some rows of a matrix brought into the cache."""
-    if early >= 3:
-        step: tl.constexpr = LINE // (weights.dtype.element_ty.primitive_bitwidth // 8)
-        lines = tl.arange(0, ahead // step) * step
-        places = weights + columns.to(tl.int64)[:, None] * width + tl.minimum(lines, width - 1)[None, :]
-        tl.inline_asm_elementwise(
-            "{ prefetch.global.L2 [$1]; mov.u32 $0, 0; }", "=r,l", [places], dtype=tl.int32, is_pure=False, pack=1
-        )
 
 
 @triton.jit
@@ -63,7 +27,7 @@ def _product(
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """float32[M, N]: rows of x times rows `first...` of a matrix float[count, width]."""
-    row = tl.program_id(1) * M + tl.arange(0, M)
+    row = tl.arange(0, M)
     column = first + tl.arange(0, N)
     inner = tl.arange(0, K)
     mine = x + row[:, None] * x_stride + inner[None, :]
@@ -85,7 +49,7 @@ def _product(
 @triton.jit
 def _roots(squares, stride, rows, groups, eps, size, M: tl.constexpr, GROUPS: tl.constexpr):
     """float32[M]: one over the root mean square of each row, of the squares of its groups."""
-    row, group = tl.program_id(1) * M + tl.arange(0, M), tl.arange(0, GROUPS)
+    row, group = tl.arange(0, M), tl.arange(0, GROUPS)
     inside = (row < rows)[:, None] & (group < groups)[None, :]
     sums = tl.load(squares + row[:, None] * stride + group[None, :], mask=inside, other=0.0)
     return tl.rsqrt(tl.sum(sums, 1) / size + eps)
@@ -93,13 +57,18 @@ def _roots(squares, stride, rows, groups, eps, size, M: tl.constexpr, GROUPS: tl
 
 @JIT
 def enter(
-    tokens, table, states, gains, stream, scaled, squares, size,
-    TOKENS: tl.constexpr, SCALED: tl.constexpr, SIZE: tl.constexpr, EARLY: tl.constexpr,
+    tokens, table, states, positions, frequencies, scaling, gains, stream, scaled, squares, cosines, sines, size,
+    TOKENS: tl.constexpr, SCALED: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """The residual stream of one row a program: of tokens, int64[rows], or of given states, float[rows, size]."""
-    _await(EARLY)
-    _release(EARLY)
+    """The residual stream of one row a program: of tokens, int64[rows], or of given states, float[rows, size].
+
+    cosines, sines: float[rows, HALF], by which every layer turns the row's queries and keys.
+    """
     row, at = tl.program_id(0), tl.arange(0, SIZE)
+    pair = tl.arange(0, HALF)
+    angle = tl.load(positions + row).to(tl.float32) * tl.load(frequencies + pair)
+    tl.store(cosines + row * HALF + pair, (tl.cos(angle) * scaling).to(cosines.dtype.element_ty))
+    tl.store(sines + row * HALF + pair, (tl.sin(angle) * scaling).to(sines.dtype.element_ty))
     inside = at < size
     if TOKENS:
         token = tl.load(tokens + row)
@@ -122,7 +91,6 @@ def project(
     count1, count2, count3,
     BIAS: tl.constexpr, GROUPS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
-    EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Normed rows times up to three matrices, float[count, width], next to each other: queries, keys and values.
 
@@ -137,15 +105,12 @@ def project(
     elif tile >= tiles1:
         weights, bias, count, start, before = second, bias2, count2, (tile - tiles1) * N, count1
     column = start + tl.arange(0, N)
-    _fetch(weights, tl.minimum(column, count - 1), width, EARLY, AHEAD)
-    _await(EARLY)
     total = _product(x, x_stride, weights, start, count, rows, width, M, N, K, EVEN)
-    _release(EARLY)
     total *= _roots(squares, squares_stride, rows, width // GROUP, eps, width, M, GROUPS)[:, None]
     there = column < count
     if BIAS:
         total += tl.load(bias + column, mask=there, other=0.0).to(tl.float32)[None, :]
-    row = tl.program_id(1) * M + tl.arange(0, M)
+    row = tl.arange(0, M)
     places = out + row.to(tl.int64)[:, None] * (count1 + count2 + count3) + (before + column)[None, :]
     tl.store(places, total.to(out.dtype.element_ty), mask=(row < rows)[:, None] & there[None, :])
 
@@ -154,15 +119,11 @@ def project(
 def gate(
     x, squares, eps, gates, ups, out, rows, width, count,
     GROUPS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
-    EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """silu(x G) * (x U) of normed rows: the wide half of a gated MLP."""
     start = tl.program_id(0) * N
     column = start + tl.arange(0, N)
-    row = tl.program_id(1) * M + tl.arange(0, M)
-    _fetch(gates, tl.minimum(column, count - 1), width, EARLY, AHEAD)
-    _fetch(ups, tl.minimum(column, count - 1), width, EARLY, AHEAD)
-    _await(EARLY)
+    row = tl.arange(0, M)
     inner = tl.arange(0, K)
     mine = x + row[:, None] * width + inner[None, :]
     theirs = column.to(tl.int64)[:, None] * width + inner[None, :]
@@ -180,7 +141,6 @@ def gate(
             c = tl.load(ups + theirs + at, mask=there & inside, other=0.0, eviction_policy="evict_first")
         left = tl.dot(a, tl.trans(b), left, input_precision="ieee")
         right = tl.dot(a, tl.trans(c), right, input_precision="ieee")
-    _release(EARLY)
     root = _roots(squares, width // GROUP, rows, width // GROUP, eps, width, M, GROUPS)[:, None]
     left, right = left * root, right * root
     result = left / (1.0 + tl.exp(-left)) * right
@@ -193,7 +153,6 @@ def add(
     x, weights, bias, stream, gains, after, scaled, squares, rows, width, count,
     BIAS: tl.constexpr, SCALED: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
-    EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Rows times a matrix, added to the residual stream, float[rows, count]: the narrow end of a sub-layer.
 
@@ -201,11 +160,8 @@ def add(
     """
     start = tl.program_id(0) * N
     column = start + tl.arange(0, N)
-    row = tl.program_id(1) * M + tl.arange(0, M)
-    _fetch(weights, tl.minimum(column, count - 1), width, EARLY, AHEAD)
-    _await(EARLY)
+    row = tl.arange(0, M)
     total = _product(x, width, weights, start, count, rows, width, M, N, K, EVEN)
-    _release(EARLY)
     there = column < count
     if BIAS:
         total += tl.load(bias + column, mask=there, other=0.0).to(tl.float32)[None, :]
@@ -225,10 +181,10 @@ def add(
 
 @triton.jit
 def _rotated(
-    source, gains, frequencies, position, scaling, eps, inside, dtype: tl.constexpr,
+    source, gains, cosines, sines, place, eps, inside, dtype: tl.constexpr,
     WIDTH: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
-    """float[rows, WIDTH]: heads turned by their rows' positions.  source: pointers to each row's first number."""
+    """float[rows, WIDTH]: heads turned as their rows' places say.  source: pointers to each row's first number."""
     at = tl.arange(0, WIDTH)
     half: tl.constexpr = WIDTH // 2
     other = (at + half) % WIDTH
@@ -239,19 +195,19 @@ def _rotated(
         here = (here * root).to(dtype).to(tl.float32) * tl.load(gains + at).to(tl.float32)[None, :]
         there = (there * root).to(dtype).to(tl.float32) * tl.load(gains + other).to(tl.float32)[None, :]
         here, there = here.to(dtype).to(tl.float32), there.to(dtype).to(tl.float32)
-    angle = position.to(tl.float32)[:, None] * tl.load(frequencies + at % half)[None, :]
-    cos = (tl.cos(angle) * scaling).to(dtype).to(tl.float32)
-    sin = (tl.sin(angle) * scaling).to(dtype).to(tl.float32)
+    turn = place[:, None] * half + (at % half)[None, :]
+    cos = tl.load(cosines + turn, mask=inside[:, None], other=0.0).to(tl.float32)
+    sin = tl.load(sines + turn, mask=inside[:, None], other=0.0).to(tl.float32)
     sin = tl.where(at[None, :] < half, -sin, sin)
     return ((here * cos).to(dtype).to(tl.float32) + (there * sin).to(dtype).to(tl.float32)).to(dtype)
 
 
 @JIT
 def attend(
-    heads, query_gains, key_gains, frequencies, positions, slots, mask, keys, values, out, partial, extremes,
-    key_batch, key_head, value_batch, value_head, rows, extent, head_count, eps, scaling, scale,
+    heads, query_gains, key_gains, cosines, sines, slots, mask, keys, values, out, partial, extremes,
+    key_batch, key_head, value_batch, value_head, rows, extent, head_count, eps, scale,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, NORMED: tl.constexpr, NEW: tl.constexpr, STEP: tl.constexpr,
-    PART: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
+    PART: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Write rows' keys and values into their slots, and let their queries see what the mask says.
 
@@ -260,7 +216,6 @@ def attend(
     leaves what it knows: weighted values in `partial`, float32[PARTS, B * rows, queries, WIDTH], greatest score and sum
     of weights in `extremes`, float32[PARTS, B * rows, queries, 2].
     """
-    _await(EARLY)
     dtype: tl.constexpr = out.dtype.element_ty
     text, head = tl.program_id(0) // head_count, tl.program_id(0) % head_count
     queries = head_count * GROUPS
@@ -271,8 +226,7 @@ def attend(
     known = new < rows
     place = text * rows + new
     source = heads + place.to(tl.int64) * line + (queries + head) * WIDTH
-    position = tl.load(positions + place, mask=known, other=0)
-    key = _rotated(source, key_gains, frequencies, position, scaling, eps, known, dtype, WIDTH, NORMED)
+    key = _rotated(source, key_gains, cosines, sines, place, eps, known, dtype, WIDTH, NORMED)
     value = tl.load(source[:, None] + head_count * WIDTH + at[None, :], mask=known[:, None], other=0.0)
     slot = tl.load(slots + place, mask=known, other=0)
     keys += text.to(tl.int64) * key_batch + head.to(tl.int64) * key_head
@@ -285,8 +239,7 @@ def attend(
     live = group < GROUPS
     place = text * rows + row
     source = heads + place.to(tl.int64) * line + (head * GROUPS + group) * WIDTH
-    position = tl.load(positions + place, mask=live, other=0)
-    query = _rotated(source, query_gains, frequencies, position, scaling, eps, live, dtype, WIDTH, NORMED)
+    query = _rotated(source, query_gains, cosines, sines, place, eps, live, dtype, WIDTH, NORMED)
     tl.debug_barrier()  # other threads wrote the new keys and values
 
     best = tl.full((16,), -1e38, tl.float32)  # finite: a part in which a row sees nothing must not subtract infinities
@@ -322,10 +275,8 @@ def attend(
 
 
 @JIT
-def merge(partial, extremes, out, count, PARTS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr):
+def merge(partial, extremes, out, count, PARTS: tl.constexpr, WIDTH: tl.constexpr):
     """What several parts of `attend` know, together: one program for each of `count` heads of rows."""
-    _await(EARLY)
-    _release(EARLY)
     mine, at = tl.program_id(0), tl.arange(0, WIDTH)
     best = tl.full((1,), -1e38, tl.float32)
     weight = tl.zeros((1,), tl.float32)
@@ -340,3 +291,46 @@ def merge(partial, extremes, out, count, PARTS: tl.constexpr, WIDTH: tl.constexp
         best = higher
     result = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
     tl.store(out + mine * WIDTH + at[None, :], result.to(out.dtype.element_ty))
+
+
+@triton.jit
+def _ranked(numbers, column, inside):
+    """The greatest of some numbers, where it first stands, the next one and the least."""
+    high = tl.max(tl.where(inside, numbers, float("-inf")), 0)
+    first = tl.min(tl.where(inside & (numbers == high), column, 2147483647), 0)
+    second = tl.max(tl.where(inside & (column != first), numbers, float("-inf")), 0)
+    return high, first, second, tl.min(tl.where(inside, numbers, float("inf")), 0)
+
+
+@JIT
+def rank(logits, found, firsts, size, PART: tl.constexpr):
+    """Of PART logits of a row, float[rows, size]: the greatest, the next and the least of them, and the first's column.
+
+    found: float32[rows, parts, 3].  firsts: int64[rows, parts].
+    """
+    row, part = tl.program_id(0), tl.program_id(1)
+    column = part * PART + tl.arange(0, PART)
+    inside = column < size
+    numbers = tl.load(logits + row.to(tl.int64) * size + column, mask=inside, other=0.0).to(tl.float32)
+    high, first, second, low = _ranked(numbers, column, inside)
+    place = row * tl.num_programs(1) + part
+    tl.store(found + place * 3, high)
+    tl.store(found + place * 3 + 1, second)
+    tl.store(found + place * 3 + 2, low)
+    tl.store(firsts + place, first)
+
+
+@JIT
+def choose(found, firsts, tokens, close, parts, size, noise, PARTS: tl.constexpr):
+    """What `ties.best_of` says of a row, of what `rank` found.  noise: of a logit, as a share of the largest."""
+    row, part = tl.program_id(0), tl.arange(0, PARTS)
+    inside = part < parts
+    place = row * parts + part
+    highs = tl.load(found + place * 3, mask=inside, other=0.0)
+    high, winner, other, _ = _ranked(highs, part, inside)
+    seconds = tl.load(found + place * 3 + 1, mask=inside, other=0.0)
+    second = tl.maximum(other, tl.max(tl.where(part == winner, seconds, float("-inf")), 0))
+    low = tl.min(tl.where(inside, tl.load(found + place * 3 + 2, mask=inside, other=0.0), float("inf")), 0)
+    first = tl.load(firsts + row * parts + tl.minimum(winner, parts - 1))
+    tl.store(tokens + row, tl.minimum(first, size - 1))
+    tl.store(close + row, second >= high - noise * tl.maximum(-low, high))

@@ -193,9 +193,9 @@ def watched(
     """An advance by way of forwards, such as `Network.eager`, that also says which of its tokens were close."""
 
     def one(rows: Inputs) -> Advance:
-        logits, hidden, *_ = forward(last_only(passage), rows, cache)
+        logits, hidden, best, _ = forward(last_only(passage), rows, cache)
         assert logits is not None
-        return advanced(logits, rows, hidden, best_of(logits, dtype))
+        return advanced(logits, rows, hidden, best or best_of(logits, dtype))
 
     return in_turn(steps, inputs, one)
 

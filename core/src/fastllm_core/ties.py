@@ -38,8 +38,12 @@ def best_of(logits: Tensor, dtype: torch.dtype) -> Best:
     high, tokens = logits.max(-1)  # several times faster than argmax on a processor
     second = logits.scatter(-1, tokens[..., None], -torch.inf).amax(-1)
     largest = torch.maximum(-logits.amin(-1).float(), high.float())
-    noise = NOISE.get(dtype, 16.0) * torch.finfo(dtype).eps * largest
-    return Best(tokens, second.float() >= high.float() - noise)
+    return Best(tokens, second.float() >= high.float() - noise_of(dtype) * largest)
+
+
+def noise_of(dtype: torch.dtype) -> float:
+    """How far rounding moves two logits apart at most, as a share of the row's largest."""
+    return NOISE.get(dtype, 16.0) * torch.finfo(dtype).eps
 
 
 def of_committed(rows: Tensor, verdict: Verdict) -> Tensor:
