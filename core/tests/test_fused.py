@@ -89,6 +89,12 @@ def test_any_few_rows(texts: int, count: int) -> None:
     compare(network, Passage(0, 1), rows(network, texts, count, 9, 64), 64)
 
 
+def test_rows_that_do_not_lie_side_by_side() -> None:
+    """The last of the rows that entered, of several texts."""
+    network = network_of("llama", num_hidden_layers=1)
+    compare(network, Passage(0, 1), rows(network, 3, 4, 9, 64).last(), 64)
+
+
 def test_a_long_cache_is_attended_to_in_parts() -> None:
     network = network_of("llama", num_hidden_layers=1, max_position_embeddings=1024)
     compare(network, Passage(0, 1), rows(network, 2, 2, 500, 576), 576)

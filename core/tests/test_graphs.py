@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,8 +18,10 @@ from fastllm_core import graphs
 from fastllm_core.cache import SlotCache
 from fastllm_core.graphs import Graphs
 from fastllm_core.layout import chain
-from fastllm_core.port import EagerRunner
+from fastllm_core.network import Network
+from fastllm_core.port import Answer, EagerRunner, Inputs, Passage
 from fastllm_core.request import Request
+from fastllm_core.slot_layers import CacheLayers
 from fastllm_core.testing import tiny_model
 from fastllm_core.testing.drafters import Oracle
 from fastllm_core.testing.engines import decode, make_engine
@@ -171,3 +174,72 @@ def test_a_graph_with_other_answers_is_refused(
     assert decode(make_engine(model, backend=backend), requests()) == decode(make_engine(model), requests())
     assert "captured, its answers change by" in caplog.text
     assert backend.captured == 0
+
+
+def test_no_garbage_is_collected_during_a_capture(driver: Sequence[FakeGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collected graph, of an engine that is gone, would end the capture: seen on an H200."""
+    collecting: list[bool] = []
+
+    @contextmanager
+    def recording(graph: FakeGraph, pool: object) -> Iterator[None]:
+        collecting.append(gc.isenabled())
+        with graph:
+            yield
+
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    decode(make_engine(tiny_model(), backend=Graphs()), requests())
+    assert collecting
+    assert not any(collecting)
+    assert gc.isenabled()
+
+
+def test_a_failed_capture_leaves_its_pool(driver: Sequence[FakeGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[object] = []
+
+    @contextmanager
+    def recording(graph: FakeGraph, pool: object) -> Iterator[None]:
+        pools.append(pool)
+        if len(pools) == 1:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        with graph:
+            yield
+
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    model = tiny_model()
+    wanted = decode(make_engine(model), requests())
+    backend = Graphs()
+    assert decode(make_engine(model, backend=backend), requests(), every=2) == wanted
+    assert backend.captured
+    assert pools[0] not in pools[1:]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_fused_kernels_that_differ_are_not_used(
+    driver: Sequence[FakeGraph], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fits: bool
+) -> None:
+    """What they may run is run by them, as long as it agrees."""
+    model, runs = tiny_model(), []
+
+    class Fused:
+        def __init__(self, network: Network) -> None:
+            self.network = network
+
+        def takes(self, inputs: Inputs, cache: CacheLayers) -> bool:
+            return inputs.positions.shape[1] < 4
+
+        def __call__(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
+            runs.append(inputs.positions.shape[1])
+            answer = self.network.eager(passage, inputs, cache)
+            assert answer.logits is not None
+            return answer if fits else answer._replace(logits=answer.logits + answer.logits.abs().max())
+
+    monkeypatch.setattr(graphs, "FusedForward", Fused)
+    monkeypatch.setattr(graphs, "unfit", lambda _: None)
+    wanted, backend = decode(make_engine(model), requests()), Graphs(fuses=True)
+    with caplog.at_level(logging.WARNING, logger="fastllm"):
+        assert decode(make_engine(model, backend=backend), requests(), every=2) == wanted
+    assert max(runs) < 4
+    assert (len(runs) > 1) == fits
+    assert backend.summary == ("fused graphs" if fits else "graphs")
+    warning = "LlamaForCausalLM runs without fused kernels: with them, its answers change by 1 of the largest"
+    assert [record.getMessage() for record in caplog.records] == ([] if fits else [warning])

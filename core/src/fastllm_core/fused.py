@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .identity import unknown_code
+from .identity import STOCK, unknown_code
 from .port import Answer, Inputs, Passage
 from .slot_layers import CacheLayers
 from .spans import Span
@@ -28,6 +28,9 @@ FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3")
 """`config.model_type`s of layers that these kernels compute: norm, rotated attention, norm, gated MLP, nothing else."""
 STEADY_ROPE: Final = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose frequencies do not change with the length of a text."""
+MATRICES: Final = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+NORMS: Final = ("input_layernorm", "post_attention_layernorm")
+"""The parts of a layer that have weights."""
 MOST_ROWS: Final = 64
 """Rows of all texts together, above which arithmetic counts beside the reading of weights."""
 TILE: Final = 16
@@ -89,6 +92,9 @@ def unfit(network: Network) -> str | None:
         return f"{config.model_type} is not of the kind"
     if reason := unknown_code(network):
         return reason
+    foreign = (type(part) for part in network.model.modules() if not type(part).__module__.startswith(STOCK))
+    if kind := next(foreign, None):
+        return f"{kind.__name__} is not transformers'"
     if find_spec("triton") is None:
         return "triton is not installed"
     base: Any = backbone(network.model, network.adapter)
@@ -102,10 +108,21 @@ def unfit(network: Network) -> str | None:
         return "its rotary embedding changes with the text"
     if config.hidden_act not in ("silu", "swish") or getattr(config, "mlp_bias", False):
         return "its MLP is another"
-    weights = [part.weight for part in network.model.modules() if isinstance(part, nn.Linear)]
-    if any(weight.dtype != network.dtype or not weight.is_contiguous() for weight in weights):
-        return "its weights lie in another way"
+    if not all(_plain(layer, network) for layer in layer_list(base, network.adapter)):
+        return "its layers have other parts"
     return None
+
+
+def _plain(layer: Any, network: Network) -> bool:
+    """Whether a layer's parts are matrices and norms that lie as the kernels read them."""
+    matrices = [getattr(getattr(layer, part, None), name, None) for part, names in MATRICES.items() for name in names]
+    norms = [getattr(layer, name, None) for name in NORMS]
+    weights = [getattr(part, "weight", None) for part in (*matrices, *norms)]
+    return (
+        all(type(matrix) is nn.Linear for matrix in matrices)
+        and all(hasattr(norm, "variance_epsilon") for norm in norms)
+        and all(weight is not None and weight.dtype == network.dtype and weight.is_contiguous() for weight in weights)
+    )
 
 
 class Stream(NamedTuple):
@@ -155,6 +172,7 @@ class FusedForward:
         """See `Network.compute`."""
         start, stop, spans = passage.start, passage.stop, self.network.spans
         whole = passage.stop == self.network.layers
+        inputs = Inputs(*(None if part is None else part.contiguous() for part in inputs))  # type: ignore[arg-type]
         norms = iter([*self._norms(passage), self.norm if whole else None])
         masks = {span: _seen(inputs, span) for _, span in spans[start:stop]}
         stream, turns = self._enter(inputs, next(norms))
@@ -217,11 +235,11 @@ class FusedForward:
             *keys.stride()[:2], *values.stride()[:2], rows, extent, self.keys,
             part.q_norm.variance_epsilon if normed else 0.0, float(part.scaling),
             GROUPS=groups, WIDTH=self.width, NORMED=normed, NEW=max(TILE, _power_of_two(rows)),
-            PART=cut.part, PARTS=parts, STEP=cut.step, num_warps=cut.warps, num_stages=cut.stages,
+            PART=cut.part, SPLIT=parts > 1, STEP=cut.step, num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
         if parts > 1:
             count = texts * rows * self.queries
-            self.kernels.merge[(count,)](partial, extremes, out, count, PARTS=parts, WIDTH=self.width)
+            self.kernels.merge[(count,)](partial, extremes, out, count, parts, WIDTH=self.width)
         return out
 
     def _gate(self, part: Any, stream: Stream) -> Tensor:
@@ -306,7 +324,7 @@ class FusedForward:
 def _seen(inputs: Inputs, span: Span) -> Tensor:
     """bool[B, R, T]: what rows see of layers with this span."""
     if span == Span():
-        return inputs.mask.contiguous()
+        return inputs.mask
     keys = inputs.key_positions
     if keys is None:
         keys = torch.arange(inputs.mask.shape[2], device=inputs.mask.device)[None]

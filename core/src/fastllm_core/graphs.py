@@ -7,9 +7,11 @@ overwrites them.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -73,8 +75,14 @@ class GraphRunner:
         self._graphs: OrderedDict[tuple[object, ...], CapturedCall] = OrderedDict()
         self._refused: set[object] = set()
         self._pool: Any = None
-        self._fused = FusedForward(network) if backend.fuses and unfit(network) is None else None
+        self._fused = self._fused_forward() if backend.fuses else None
         self._proven: set[Passage] = set()
+
+    def _fused_forward(self) -> FusedForward | None:
+        reason = unfit(self.network)
+        if reason:
+            log.info("%s: no fused kernels, %s", self.network.loaded.name, reason)
+        return None if reason else FusedForward(self.network)
 
     def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
         """Replay the graph of these shapes, which is captured first if there is none."""
@@ -125,7 +133,7 @@ class GraphRunner:
         try:
             wanted = self.network.eager(passage, inputs, cache)
             given = self._fused(passage, inputs, cache)
-            _agree((given.logits, *given.hidden), (wanted.logits, *wanted.hidden), "by fused kernels")
+            _agree((given.logits, *given.hidden), (wanted.logits, *wanted.hidden), "with them")
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler or a driver refuses
@@ -168,6 +176,7 @@ class GraphRunner:
             name = self.network.loaded.name
             log.warning("%s runs without graphs: %s", name, _first_line(error))
             self._refused.add(what)
+            self._pool = None  # the allocator may believe that it is still recording into it
             if name not in self.backend.refused:
                 self.backend.refused.append(name)
             return None
@@ -194,7 +203,7 @@ class CapturedCall:
                 wanted = work(self.inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
         self.graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        with _no_collection(), torch.cuda.graph(self.graph, pool=pool):
             self.answer = work(self.inputs)
         self.graph.replay()
         _agree(self.answer, wanted, "captured")
@@ -205,6 +214,18 @@ class CapturedCall:
             torch._foreach_copy_(mine, theirs)  # one launch for all of a type
         self.graph.replay()
         return tuple(None if part is None else part.clone() for part in self.answer)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect no garbage: in it may be the graphs of an engine that is gone, and to free one ends a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def on_gpu(network: Network) -> bool:

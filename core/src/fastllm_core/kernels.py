@@ -17,8 +17,8 @@ import triton.language as tl
 GROUP: Final = tl.constexpr(16)
 """Numbers of the residual stream whose squares are added by who writes them."""
 
-JIT: Any = triton.jit(do_not_specialize=["rows"])
-"""One binary for any number of rows: another could round otherwise."""
+JIT: Any = triton.jit(do_not_specialize=["rows", "parts"])
+"""One binary for any number of rows: another could round otherwise. And nothing is compiled again as a text grows."""
 
 
 @triton.jit
@@ -207,14 +207,14 @@ def attend(
     heads, query_gains, key_gains, cosines, sines, slots, mask, keys, values, out, partial, extremes,
     key_batch, key_head, value_batch, value_head, rows, extent, head_count, eps, scale,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, NORMED: tl.constexpr, NEW: tl.constexpr, STEP: tl.constexpr,
-    PART: tl.constexpr, PARTS: tl.constexpr,
+    PART: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Write rows' keys and values into their slots, and let their queries see what the mask says.
 
     heads: float[B * rows, (queries + 2 keys) * WIDTH], not turned yet.  mask: bool[B, rows, extent].  One program for
-    16 queries (rows of a group's heads, in turn) of one key head, over at most PART slots. With several parts each
-    leaves what it knows: weighted values in `partial`, float32[PARTS, B * rows, queries, WIDTH], greatest score and sum
-    of weights in `extremes`, float32[PARTS, B * rows, queries, 2].
+    16 queries (rows of a group's heads, in turn) of one key head, over at most PART slots. If there are more, each
+    leaves what it knows: weighted values in `partial`, float32[parts, B * rows, queries, WIDTH], greatest score and sum
+    of weights in `extremes`, float32[parts, B * rows, queries, 2].
     """
     dtype: tl.constexpr = out.dtype.element_ty
     text, head = tl.program_id(0) // head_count, tl.program_id(0) % head_count
@@ -263,7 +263,7 @@ def attend(
         total = tl.dot(share.to(dtype), kept, total * fade[:, None], input_precision="ieee")
         best = higher
     place = place.to(tl.int64) * queries + head * GROUPS + group
-    if PARTS == 1:
+    if not SPLIT:
         result = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
         tl.store(out + place[:, None] * WIDTH + at[None, :], result.to(dtype), mask=live[:, None])
     else:
@@ -275,13 +275,13 @@ def attend(
 
 
 @JIT
-def merge(partial, extremes, out, count, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+def merge(partial, extremes, out, count, parts, WIDTH: tl.constexpr):
     """What several parts of `attend` know, together: one program for each of `count` heads of rows."""
-    mine, at = tl.program_id(0), tl.arange(0, WIDTH)
+    mine, at = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     best = tl.full((1,), -1e38, tl.float32)
     weight = tl.zeros((1,), tl.float32)
     total = tl.zeros((1, WIDTH), tl.float32)
-    for part in range(PARTS):
+    for part in range(parts):
         place = part * count + mine
         other = tl.load(extremes + place * 2)
         higher = tl.maximum(best, other)
