@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fastllm_core.cache import SlotCache
-from fastllm_core.fused import FAMILIES, FusedForward, tiling, unfit
+from fastllm_core.fused import FusedForward, tiling, unfit
 from fastllm_core.layout import ancestors, chain, tree
 from fastllm_core.network import Network
 from fastllm_core.port import Inputs, Passage
+from fastllm_core.quirks import LIKE_LLAMA
 from fastllm_core.testing.engines import make_engine
 from fastllm_core.testing.families import Family, family
 from fastllm_core.ties import best_of
@@ -73,7 +74,7 @@ def rows(network: Network, texts: int, count: int, start: int, extent: int) -> I
     return chain(tokens, torch.arange(texts) * 2 + start, extent)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", LIKE_LLAMA)
 def test_layers_of_every_family(name: str) -> None:
     """Biases, norms of queries and keys, windows; several texts of several rows; the hidden states in between."""
     network = network_of(name)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from fastllm_core import SlotCache, chain
-from fastllm_core.fused import FAMILIES, FusedForward
+from fastllm_core.fused import FusedForward
 from fastllm_core.graphs import Graphs
 from fastllm_core.port import Passage
 from fastllm_core.probe import TOLERANCE, relative_difference
+from fastllm_core.quirks import LIKE_LLAMA
 from fastllm_core.request import Request
 from fastllm_core.testing import tiny_model
 from fastllm_core.testing.drafters import Branching, Oracle
@@ -52,7 +53,7 @@ def test_texts_are_the_same_alone_and_together() -> None:
         assert not backend.refused
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", LIKE_LLAMA)
 def test_fused_kernels_say_the_same(name: str) -> None:
     model = Family(name, name, {"hidden_size": 64, "head_dim": 16}).model().to("cuda")
     wanted = decode(make_engine(model), requests())

@@ -89,6 +89,13 @@ def adapter_for(config: Any, adapters: Iterable[Adapter] = ()) -> Adapter:
     return Adapter()
 
 
+def like_llama(config: Any) -> bool:
+    """Whether a model with this configuration has layers like Llama's, and nothing else."""
+    from .quirks import LIKE_LLAMA
+
+    return config.model_type in LIKE_LLAMA
+
+
 def refusal(adapter: Adapter, config: Any) -> str:
     """Why a model with this configuration cannot be run, or ""."""
     return adapter.refuse(config.get_text_config(decoder=True)) if callable(adapter.refuse) else adapter.refuse

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .adapters import like_llama
 from .identity import STOCK, unknown_code
 from .port import Answer, Inputs, Passage
 from .slot_layers import CacheLayers
@@ -24,8 +25,6 @@ from .views import backbone, layer_list
 if TYPE_CHECKING:
     from .network import Network
 
-FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3")
-"""`config.model_type`s of layers that these kernels compute: norm, rotated attention, norm, gated MLP, nothing else."""
 STEADY_ROPE: Final = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose frequencies do not change with the length of a text."""
 MATRICES: Final = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -88,8 +87,8 @@ def sight(width: int) -> Sight:
 def unfit(network: Network) -> str | None:
     """Why a network's forwards cannot be fused; None if they can."""
     config = network.config
-    if config.model_type not in FAMILIES:
-        return f"{config.model_type} is not of the kind"
+    if not like_llama(config):
+        return "it is not of the kind"
     if reason := unknown_code(network):
         return reason
     foreign = (type(part) for part in network.model.modules() if not type(part).__module__.startswith(STOCK))

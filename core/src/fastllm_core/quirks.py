@@ -107,6 +107,9 @@ def _bloom_alibi(base: Any) -> None:
     base.build_alibi_tensor = lambda mask, heads, dtype: mask.new_zeros((1, 1, 1), dtype=dtype)
 
 
+LIKE_LLAMA: Final = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose layers are what the fused kernels compute: norm, rotated attention, norm, gated MLP, nothing else."""
+
 ADAPTERS: Final[tuple[Adapter, ...]] = (
     # -- Parts with other names, and what happens before the first layer or after the last -----------------------------
     Adapter(
