@@ -37,9 +37,7 @@ TILE: Final = 16
 GROUP: Final = 16
 """Numbers of the residual stream whose squares are added by who writes them."""
 MOST_STAGED: Final = 200_000
-"""Bytes of shared memory that a program may take."""
-
-
+"""Bytes of shared memory that a program may take, where there are so many."""
 RANKED: Final = 4096
 """Logits that one program looks through."""
 
@@ -53,17 +51,17 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def tiling(rows: int, count: int, width: int, *, matrices: int = 1, size: int = 2) -> Tiling:
+def tiling(rows: int, count: int, width: int, *, matrices: int = 1, size: int = 2, shared: int = MOST_STAGED) -> Tiling:
     """By what was fastest on an H200 (docs/benchmarks.md): enough programs to keep all of its memory busy.
 
     `inner` depends on the matrix alone, so that a row's sums are the same whatever stands beside it.  matrices: that
-    are read side by side.  size: bytes of a number.
+    are read side by side.  size: bytes of a number.  shared: bytes of a program.
     """
     narrow = count <= 2048
     inner = min(512 if narrow else 256, _power_of_two(width))
     columns = 16 if narrow and rows <= TILE else 32
     stages = 3 if matrices > 1 or count >= 8192 else 5
-    while stages > 1 and (_tall(rows) + matrices * columns) * inner * stages * size > MOST_STAGED:
+    while stages > 1 and (_tall(rows) + matrices * columns) * inner * stages * size > shared:
         stages -= 1
     return Tiling(columns, inner, 4, stages)
 
@@ -161,6 +159,7 @@ class FusedForward:
         self.keys, self.width, _ = shape
         self.queries = int(network.config.num_attention_heads)
         self.size = network.hidden_size
+        self.shared = _shared_memory(network.device)
 
     def takes(self, inputs: Inputs, cache: CacheLayers) -> bool:
         """Whether these are few enough rows, over a cache that lies as the kernels read it."""
@@ -312,7 +311,7 @@ class FusedForward:
         return (self.table if norm is None else norm.weight,)
 
     def _tiling(self, rows: int, count: int, width: int, matrices: int = 1) -> Tiling:
-        return tiling(rows, count, width, matrices=matrices, size=self.table.element_size())
+        return tiling(rows, count, width, matrices=matrices, size=self.table.element_size(), shared=self.shared)
 
     def _cut(self, rows: int, cut: Tiling, width: int, *counts: int) -> dict[str, Any]:
         even = width % cut.inner == 0 and all(count % cut.columns == 0 for count in counts)
@@ -333,6 +332,14 @@ def _seen(inputs: Inputs, span: Span) -> Tensor:
 def _tall(rows: int) -> int:
     """Rows that one program computes."""
     return max(TILE, _power_of_two(rows))
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program may take."""
+    if device.type != "cuda":
+        return MOST_STAGED
+    there = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 64 << 10)
+    return min(MOST_STAGED, there - (4 << 10))  # a little is for sums and indices
 
 
 def _power_of_two(size: int) -> int:
