@@ -335,10 +335,13 @@ def _tall(rows: int) -> int:
 
 
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program may take."""
+    """Bytes that a program may take, of those that Triton allows one on this card."""
     if device.type != "cuda":
         return MOST_STAGED
-    there = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 64 << 10)
+    from triton.runtime import driver
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    there = int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
     return min(MOST_STAGED, there - (4 << 10))  # a little is for sums and indices
 
 
