@@ -163,6 +163,11 @@ def test_what_is_not_of_the_kind_is_left_to_transformers(name: str, settings: di
     assert reason in (unfit(network_of(name, **settings)) or "")
 
 
+def test_float16_is_left_to_transformers() -> None:
+    model = Family("llama", "llama", SHAPE).model().half()
+    assert "float16" in (unfit(make_engine(model).parts.network) or "")
+
+
 def test_changed_models_are_left_to_transformers() -> None:
     model = Family("llama", "llama", SHAPE).model()
     model.model.layers[1].mlp.register_forward_hook(lambda *_: None)

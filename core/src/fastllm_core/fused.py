@@ -92,6 +92,8 @@ def unfit(network: Network) -> str | None:
     foreign = (type(part) for part in network.model.modules() if not type(part).__module__.startswith(STOCK))
     if kind := next(foreign, None):
         return f"{kind.__name__} is not transformers'"
+    if network.dtype is torch.float16:
+        return "float16 has no room for the stream times a norm's gains, before it is divided"
     if find_spec("triton") is None:
         return "triton is not installed"
     base: Any = backbone(network.model, network.adapter)
