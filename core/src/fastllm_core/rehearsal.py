@@ -40,7 +40,7 @@ class InTurn(Fixed):
     def lengths(self, rows: Sequence[int], expected: Sequence[float] | None = None) -> list[int]:
         """The longest, a shorter one, or none."""
         self.rounds += 1
-        shorter = max(self.longest - 2, 1)  # one less may be drafted as the longest is
+        shorter = max(self.longest - 1, 1)
         return [(0, self.longest, self.longest, 0, shorter, shorter)[self.rounds % 6]] * len(rows)
 
     def thresholds(self, rows: Sequence[int], sampled: Sequence[bool]) -> list[float]:

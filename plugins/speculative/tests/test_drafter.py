@@ -394,35 +394,3 @@ def test_no_step_is_run_behind_a_token_that_ends_the_text(speculative: Loads) ->
     pipeline.engine.add(replace(request, eos_token_ids=frozenset(range(64))))
     pipeline.engine.step()
     assert widths == [1]
-
-
-@pytest.mark.parametrize("prompts", [[[5, 9]], [[5, 9], [7, 3, 1]]])
-def test_a_draft_of_one_less_is_the_same_call(
-    speculative: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]
-) -> None:
-    """At the end of a text, where a token fewer is wanted than there is a program for."""
-    monkeypatch.setenv("FASTLLM_COMPILED", str(tmp_path / "compiled"))
-    monkeypatch.setattr(compiled, "Compiled", Unrolled)
-    pipeline = speculative(small(), small(), forward="compiled", **{"engine.max_rows": 2})
-    rehearse(pipeline, batch=True)
-    drafter = drafter_of(pipeline)
-    propose, advance = drafter.propose, drafter.network.advance
-    widths: list[int] = []
-    calls: list[int] = []
-
-    def proposed(batch: Batch) -> Draft:
-        draft = propose(batch)
-        widths.append(draft.width)
-        return draft
-
-    def advanced(*arguments: Any, steps: int = 1, **more: Any) -> Any:
-        calls.append(steps)
-        return advance(*arguments, steps=steps, **more)
-
-    monkeypatch.setattr(drafter, "propose", proposed)
-    monkeypatch.setattr(drafter.network, "advance", advanced)
-    settings = {"max_new_tokens": 2 * LENGTH + 1, "temperature": 0.0, "ignore_eos": True}
-    texts = [result.token_ids for result in pipeline.generate(prompts, **settings)]
-    assert texts == plain(small(), prompts, **settings)
-    assert widths == [LENGTH, LENGTH - 1]
-    assert calls == [LENGTH, LENGTH]

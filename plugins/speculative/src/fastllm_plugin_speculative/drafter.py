@@ -74,30 +74,18 @@ class DraftModel(Drafter):
         Source: arXiv:2211.17192, algorithm 1, the first loop.
         """
         count = max(batch.draft_lengths)
+        extent = self.cache.extent(max(batch.root_positions) + count)
         confidence = Confidence(batch)
         probs = None
         looked_at = self._draws(batch) or confidence.watches or not self._fits
-        steps = 0 if looked_at else self._at_once(len(batch), count)
-        extent = self.cache.extent(max(batch.root_positions) + max(count, steps))
-        if steps:
-            tokens = self._first(batch, extent, steps).likely
-            if steps > count:
-                tokens = tokens[:, :count]
+        if not looked_at and self.network.at_once(len(batch), count, MOST_MISSING):
+            tokens = self._first(batch, extent, count).likely
             confidence.told(tokens)
         else:  # which ends with a token that ends the text
             tokens, probs = self._one_by_one(batch, count, extent, confidence)
         for row in _drafting(batch):
             self.cache.lengths[row.slot] = row.length - 1 + tokens.shape[1]  # the last draft has not been read
         return Draft(tokens, confidence.lengths, probs=probs)
-
-    def _at_once(self, texts: int, count: int) -> int:
-        """Tokens of one call that makes so many, or one more: to a quick drafter a row is less than a call of its own.
-
-        0 if there is none.
-        """
-        if self.network.at_once(texts, count, MOST_MISSING):
-            return count
-        return count + 1 if count > 1 and self.network.at_once(texts, count + 1, MOST_MISSING) else 0
 
     def _one_by_one(
         self, batch: Batch, count: int, extent: int, confidence: Confidence
