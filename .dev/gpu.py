@@ -42,6 +42,8 @@ PROMPTS = [
 ]
 NEW_TOKENS = 128
 REPEATS = 5
+PATIENCE = 90.0
+"""Seconds of repeats of one loop, behind which no other is begun."""
 DEVICE = torch.device("cuda", 0)
 
 
@@ -142,7 +144,11 @@ def loop(name: str, forwards: list[str]) -> dict[str, Any]:
         began = time.time()
         texts[label] = run()
         print(f"  {label}: first {time.time() - began:.1f} s", flush=True)
-    for _ in range(REPEATS):
+    started = time.time()
+    for repeat in range(REPEATS):
+        if repeat and time.time() - started > PATIENCE:
+            print(f"  {repeat} repeats", flush=True)
+            break
         for label, run in runs.items():
             torch.cuda.synchronize()
             began = time.perf_counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -51,6 +53,22 @@ def test_texts_are_the_same_alone_and_together() -> None:
         assert [decode(engine, [one])[0] for one in requests()] == wanted
         assert backend.captured
         assert not backend.refused
+
+
+def test_the_graphs_of_an_engine_that_is_gone_end_no_capture() -> None:
+    """Freed by the garbage collector in the middle of one, they would."""
+    model = tiny_model().to("cuda")
+    wanted = decode(make_engine(model), requests())
+    for _ in range(3):
+        backend = Graphs()
+        engine = make_engine(model, backend=backend)
+        assert decode(engine, requests(), every=2) == wanted
+        assert not backend.refused
+        circle: list[object] = [engine]
+        circle.append(circle)  # which only the collector can free
+        del engine, circle
+        gc.set_threshold(20)
+    gc.set_threshold(700, 10, 10)
 
 
 @pytest.mark.parametrize("name", LIKE_LLAMA)
