@@ -243,3 +243,16 @@ def test_fused_kernels_that_differ_are_not_used(
     assert backend.summary == ("fused graphs" if fits else "graphs")
     warning = "LlamaForCausalLM runs without fused kernels: with them, its answers change by 1 of the largest"
     assert [record.getMessage() for record in caplog.records] == ([] if fits else [warning])
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_who_asks_for_fused_kernels_hears_why_there_are_none(
+    driver: Sequence[FakeGraph], caplog: pytest.LogCaptureFixture, asked: bool
+) -> None:
+    backend = Graphs(fuses=True, asked=asked)
+    with caplog.at_level(logging.WARNING, logger="fastllm"):
+        decode(make_engine(tiny_model(), backend=backend), requests())
+    assert backend.summary == "graphs"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == asked
+    assert all("runs without fused kernels: heads of 8 numbers" in warning for warning in warnings)

@@ -58,7 +58,7 @@ def make_backend(config: Config, device: Device) -> Backend:
     if on_gpu:
         from .graphs import Graphs
 
-        return Graphs(fuses=config.forward != "graphs")
+        return Graphs(fuses=config.forward != "graphs", asked=config.forward == "fused")
     from .compiled import Compiled
     from .programs import ProgramFolder
 

@@ -46,9 +46,12 @@ log = logging.getLogger("fastllm")
 class Graphs:
     """Captures every narrow forward of a GPU when it first comes; wide ones run eagerly."""
 
-    def __init__(self, fuses: bool = False) -> None:
-        """Nothing is captured yet.  fuses: whether networks that `fused.py` can run are run by it."""
-        self.fuses = fuses
+    def __init__(self, fuses: bool = False, *, asked: bool = False) -> None:
+        """Nothing is captured yet.  fuses: whether networks that `fused.py` can run are run by it.
+
+        asked: it was asked for by name, so that somebody wants to know which networks cannot.
+        """
+        self.fuses, self.asked = fuses, asked
         self.captured = 0
         self.fused = 0
         self.refused: list[str] = []
@@ -81,7 +84,8 @@ class GraphRunner:
     def _fused_forward(self) -> FusedForward | None:
         reason = unfit(self.network)
         if reason:
-            log.info("%s: no fused kernels, %s", self.network.loaded.name, reason)
+            level = logging.WARNING if self.backend.asked else logging.INFO
+            log.log(level, "%s runs without fused kernels: %s", self.network.loaded.name, reason)
         return None if reason else FusedForward(self.network)
 
     def forward(self, passage: Passage, inputs: Inputs, cache: CacheLayers) -> Answer:
