@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fastllm_core import SlotCache, chain, fused
-from fastllm_core.fused import FusedForward, Sight, Tiling
+from fastllm_core.fused import AttentionTiling, FusedForward, Tiling
 from fastllm_core.port import Passage
 from fastllm_core.testing.engines import make_engine
 from fastllm_plugin_bench.forward import machine_of
@@ -36,7 +36,7 @@ CUTS = [
     for each in product((16, 32, 64), (256, 512), (4,), (2, 3, 5))
     if each[0] * each[1] * each[3] * 4 <= 180_000
 ]
-SIGHTS = [Sight(*each) for each in product((128, 256, 512), (64, 128), (4, 8), (2, 3))]
+ATTENTION = [AttentionTiling(*each) for each in product((128, 256, 512), (64, 128), (4, 8), (2, 3))]
 L2 = 200_000_000
 """Bytes of matrices that are read before one is read again."""
 BATCH = 24
@@ -87,12 +87,12 @@ def calls(forward: FusedForward, rows: int) -> dict[str, tuple[int, list[Callabl
     inputs = chain(torch.zeros(1, rows, dtype=torch.long, device="cuda"), torch.tensor([64], device="cuda"), 128)
     stores = cache.layers(slice(0, 1), 128)
     heads = forward._project(stream, *qkv[0])
-    turns = forward._enter(inputs, forward.norm)[1]
+    rotation = forward._enter(inputs, forward.norm)[1]
     mask, slots = inputs.mask, inputs.slots
     found["attend"] = (
         heads.nbytes,
         [
-            lambda x=x.self_attn, store=store: forward._attend(x, heads, turns, slots, mask, store)
+            lambda x=x.self_attn, store=store: forward._attend(x, heads, rotation, slots, mask, store)
             for x, store in zip(layers, stores, strict=True)
         ],
     )
@@ -138,8 +138,8 @@ def compile_all(shape: str, share: int, shares: int) -> None:
     """Run each cut once, so that the compiler's results lie in the cache."""
     with torch.inference_mode():
         forward = forward_of(shape, 1)
-        for seen in SIGHTS[share::shares]:
-            fused.sight = lambda _, seen=seen: seen  # type: ignore[assignment]
+        for seen in ATTENTION[share::shares]:
+            fused.attention_tiling = lambda _, seen=seen: seen  # type: ignore[assignment]
             for extent in (128, 512):
                 whole(forward, 1, extent)
         work = calls(forward, 1)
@@ -189,10 +189,12 @@ def main() -> None:
     parser.add_argument("--shape", default="8b", choices=sorted(SHAPES))
     parser.add_argument("--rows", default="1,16")
     parser.add_argument("--cuts", action="store_true", help="try every way to cut a product")
-    parser.add_argument("--sights", action="store_true", help="try every way to cut attention")
+    parser.add_argument("--attention", action="store_true", help="try every way to cut attention")
     options = parser.parse_args()
-    table, seen, began = fused.tiling, fused.sight, time.time()
-    if options.cuts or options.sights:
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no GPU here, and these are kernels for one")
+    table, seen, began = fused.tiling, fused.attention_tiling, time.time()
+    if options.cuts or options.attention:
         shares = min(14, os.cpu_count() or 1)
         workers = [
             multiprocessing.get_context("fork").Process(target=compile_all, args=(options.shape, each, shares))
@@ -210,7 +212,7 @@ def main() -> None:
         count = max(2, -(-L2 // layer))
         forward = forward_of(options.shape, count)
         for rows in map(int, options.rows.split(",")):
-            fused.tiling, fused.sight = table, seen
+            fused.tiling, fused.attention_tiling = table, seen
             found = {name: timed(work) for name, (_, work) in calls(forward, rows).items()}
             print(rows, "rows:", {name: f"{seconds * 1e6:.1f} us" for name, seconds in found.items()}, flush=True)
             if options.cuts:
@@ -225,12 +227,12 @@ def main() -> None:
                     f"{seconds * rate / read:.2f} times the floor",
                     flush=True,
                 )
-                if options.sights:
+                if options.attention:
                     tried = []
-                    for each in SIGHTS:
-                        fused.sight = lambda _, each=each: each  # type: ignore[assignment]
+                    for each in ATTENTION:
+                        fused.attention_tiling = lambda _, each=each: each  # type: ignore[assignment]
                         tried.append((whole(forward, rows, extent), each))
-                    fused.sight = seen
+                    fused.attention_tiling = seen
                     print(", ".join(f"{best * 1e6:.1f} {tuple(each)}" for best, each in sorted(tried)[:6]), flush=True)
     print(f"{time.time() - began:.0f} s")
 

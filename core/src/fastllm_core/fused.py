@@ -30,8 +30,8 @@ STEADY_ROPE: Final = ("default", "linear", "llama3", "yarn")
 MATRICES: Final = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 NORMS: Final = ("input_layernorm", "post_attention_layernorm")
 """The parts of a layer that have weights."""
-MOST_ROWS: Final = 64
-"""Rows of all texts together, above which arithmetic counts beside the reading of weights."""
+MOST_ROWS: Final = 32
+"""Rows of all texts together: with more, programs read rows again and again for longer than weights."""
 TILE: Final = 16
 """Rows of one matrix instruction: up to so many, each is computed to the same bits whatever stands beside it."""
 GROUP: Final = 16
@@ -66,7 +66,7 @@ def tiling(rows: int, count: int, width: int, *, matrices: int = 1, size: int = 
     return Tiling(columns, inner, 4, stages)
 
 
-class Sight(NamedTuple):
+class AttentionTiling(NamedTuple):
     """How attention over a cache is cut."""
 
     part: int
@@ -77,9 +77,9 @@ class Sight(NamedTuple):
     stages: int
 
 
-def sight(width: int) -> Sight:
+def attention_tiling(width: int) -> AttentionTiling:
     """By what was fastest on an H200, for heads of so many numbers."""
-    return Sight(256, 128, 8 if width >= 128 else 4, 2)
+    return AttentionTiling(256, 128, 8 if width >= 128 else 4, 2)
 
 
 def unfit(network: Network) -> str | None:
@@ -107,20 +107,20 @@ def unfit(network: Network) -> str | None:
         return "its rotary embedding changes with the text"
     if config.hidden_act not in ("silu", "swish") or getattr(config, "mlp_bias", False):
         return "its MLP is another"
-    if not all(_plain(layer, network) for layer in layer_list(base, network.adapter)):
+    if not all(_plain(layer) for layer in layer_list(base, network.adapter)):
         return "its layers have other parts"
+    place = (network.dtype, network.device)
+    if any((each.dtype, each.device) != place or not each.is_contiguous() for each in network.model.parameters()):
+        return "its weights lie in another way"
     return None
 
 
-def _plain(layer: Any, network: Network) -> bool:
-    """Whether a layer's parts are matrices and norms that lie as the kernels read them."""
+def _plain(layer: Any) -> bool:
+    """Whether a layer's parts are matrices and norms."""
     matrices = [getattr(getattr(layer, part, None), name, None) for part, names in MATRICES.items() for name in names]
     norms = [getattr(layer, name, None) for name in NORMS]
-    weights = [getattr(part, "weight", None) for part in (*matrices, *norms)]
-    return (
-        all(type(matrix) is nn.Linear for matrix in matrices)
-        and all(hasattr(norm, "variance_epsilon") for norm in norms)
-        and all(weight is not None and weight.dtype == network.dtype and weight.is_contiguous() for weight in weights)
+    return all(type(matrix) is nn.Linear for matrix in matrices) and all(
+        hasattr(norm, "variance_epsilon") for norm in norms
     )
 
 
@@ -137,7 +137,7 @@ class Stream(NamedTuple):
     """The next norm's."""
 
 
-Turns = tuple[Tensor, Tensor]
+Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, float[rows, width / 2], by which queries and keys are turned."""
 
 
@@ -175,7 +175,7 @@ class FusedForward:
         inputs = Inputs(*(None if part is None else part.contiguous() for part in inputs))  # type: ignore[arg-type]
         norms = iter([*self._norms(passage), self.norm if whole else None])
         masks = {span: _seen(inputs, span) for _, span in spans[start:stop]}
-        stream, turns = self._enter(inputs, next(norms))
+        stream, rotation = self._enter(inputs, next(norms))
         states = {}
         for index in range(start, stop):
             states[index] = stream.states
@@ -183,7 +183,7 @@ class FusedForward:
             if index not in passage.skip_attention:
                 part, mask = layer.self_attn, masks[spans[index][1]]
                 heads = self._project(stream, part.q_proj, part.k_proj, part.v_proj)
-                seen = self._attend(part, heads, turns, inputs.slots, mask, cache[index])
+                seen = self._attend(part, heads, rotation, inputs.slots, mask, cache[index])
                 stream = self._add(seen, part.o_proj, stream, next(norms))
             if index not in passage.skip_mlp:
                 stream = self._add(self._gate(layer.mlp, stream), layer.mlp.down_proj, stream, next(norms))
@@ -204,34 +204,34 @@ class FusedForward:
             if index not in passage.skip_mlp:
                 yield self.layers[index].post_attention_layernorm
 
-    def _enter(self, inputs: Inputs, norm: Any) -> tuple[Stream, Turns]:
+    def _enter(self, inputs: Inputs, norm: Any) -> tuple[Stream, Rotation]:
         entry = inputs.tokens if inputs.hidden is None else inputs.hidden
         assert entry is not None
         rows = inputs.positions.numel()
         stream = self._stream(rows, norm)
-        turns = self.table.new_empty(rows, self.width // 2), self.table.new_empty(rows, self.width // 2)
+        rotation = self.table.new_empty(rows, self.width // 2), self.table.new_empty(rows, self.width // 2)
         self.kernels.enter[(rows,)](
             entry, self.table, entry, inputs.positions, self.frequencies, self.scaling, *self._gained(norm),
-            *stream[:3], *turns, self.size,
+            *stream[:3], *rotation, self.size,
             TOKENS=inputs.hidden is None, SCALED=norm is not None, SIZE=_power_of_two(self.size), HALF=self.width // 2,
         )  # fmt: skip
-        return stream, turns
+        return stream, rotation
 
     def _attend(
-        self, part: Any, heads: Tensor, turns: Turns, slots: Tensor, mask: Tensor, store: tuple[Tensor, Tensor]
+        self, part: Any, heads: Tensor, rotation: Rotation, slots: Tensor, mask: Tensor, store: tuple[Tensor, Tensor]
     ) -> Tensor:
         """float[rows, queries * width] of heads not turned yet; writes the rows' keys and values."""
         (keys, values), (texts, rows) = store, slots.shape
         extent, groups = mask.shape[2], self.queries // self.keys
         out = heads.new_empty(texts * rows, self.queries * self.width)
-        cut = sight(self.width)
+        cut = attention_tiling(self.width)
         parts = -(-extent // cut.part)
         partial = out.new_empty((parts, *out.shape) if parts > 1 else (1,), dtype=torch.float32)
         extremes = out.new_empty((parts, texts * rows, self.queries, 2) if parts > 1 else (1,), dtype=torch.float32)
         normed = hasattr(part, "q_norm")
         gains = (part.q_norm.weight, part.k_norm.weight) if normed else (out, out)
         self.kernels.attend[(texts * self.keys, -(-rows * groups // TILE), parts)](
-            heads, *gains, *turns, slots, mask, keys, values, out, partial, extremes,
+            heads, *gains, *rotation, slots, mask, keys, values, out, partial, extremes,
             *keys.stride()[:2], *values.stride()[:2], rows, extent, self.keys,
             part.q_norm.variance_epsilon if normed else 0.0, float(part.scaling),
             GROUPS=groups, WIDTH=self.width, NORMED=normed, NEW=max(TILE, _power_of_two(rows)),

@@ -1,6 +1,6 @@
 """What a decoder layer of few rows is made of on a GPU: five kernels, each bound by the weights or the cache it reads.
 
-A row's result is the same bits beside how many others it is computed, up to 16 of them: every sum runs over the
+A row's result is the same bits beside how many others it is computed, up to `TILE` of them: every sum runs over the
 same blocks in the same order, and a slot that is masked adds exactly nothing.
 
 Root-mean-square norms are taken apart (`fused.py`): who writes the residual stream also writes it times the next norm's
@@ -14,8 +14,10 @@ from typing import Any, Final
 import triton
 import triton.language as tl
 
-GROUP: Final = tl.constexpr(16)
-"""Numbers of the residual stream whose squares are added by who writes them."""
+from . import fused
+
+GROUP: Final = tl.constexpr(fused.GROUP)
+TILE: Final = tl.constexpr(fused.TILE)
 
 JIT: Any = triton.jit(do_not_specialize=["rows", "parts"])
 """One binary for any number of rows: another could round otherwise. And nothing is compiled again as a text grows."""
@@ -212,7 +214,7 @@ def attend(
     """Write rows' keys and values into their slots, and let their queries see what the mask says.
 
     heads: float[B * rows, (queries + 2 keys) * WIDTH], not turned yet.  mask: bool[B, rows, extent].  One program for
-    16 queries (rows of a group's heads, in turn) of one key head, over at most PART slots. If there are more, each
+    TILE queries (rows of a group's heads, in turn) of one key head, over at most PART slots. If there are more, each
     leaves what it knows: weighted values in `partial`, float32[parts, B * rows, queries, WIDTH], greatest score and sum
     of weights in `extremes`, float32[parts, B * rows, queries, 2].
     """
@@ -234,7 +236,7 @@ def attend(
     tl.store(keys + slot[:, None] * WIDTH + at[None, :], key, mask=known[:, None])
     tl.store(values + slot[:, None] * WIDTH + at[None, :], value, mask=known[:, None])
 
-    index = tl.program_id(1) * 16 + tl.arange(0, 16)
+    index = tl.program_id(1) * TILE + tl.arange(0, TILE)
     group, row = index // rows, index % rows
     live = group < GROUPS
     place = text * rows + row
@@ -242,9 +244,11 @@ def attend(
     query = _rotated(source, query_gains, cosines, sines, place, eps, live, dtype, WIDTH, NORMED)
     tl.debug_barrier()  # other threads wrote the new keys and values
 
-    best = tl.full((16,), -1e38, tl.float32)  # finite: a part in which a row sees nothing must not subtract infinities
-    weight = tl.zeros((16,), tl.float32)
-    total = tl.zeros((16, WIDTH), tl.float32)
+    best = tl.full(
+        (TILE,), -1e38, tl.float32
+    )  # finite: a part in which a row sees nothing must not subtract infinities
+    weight = tl.zeros((TILE,), tl.float32)
+    total = tl.zeros((TILE, WIDTH), tl.float32)
     begin = tl.program_id(2) * PART
     for start in range(begin, tl.minimum(begin + PART, extent), STEP):
         seen = start + tl.arange(0, STEP)
