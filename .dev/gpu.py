@@ -202,6 +202,8 @@ def theirs(target: Any, tokenizer: Any, assisted: dict[str, Any]) -> list[list[i
 
 def main() -> None:
     """Every stage that was named; one that fails stops no other."""
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no GPU here")
     found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     for stage in sys.argv[1:]:
         kind, name, *forwards = stage.split(":")
